@@ -1,0 +1,187 @@
+//! The composition root: from a checked configuration to a running daemon, and through its stop. Nothing else builds
+//! these parts.
+
+mod monitor;
+mod retention;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::http::guard::Guard;
+use crate::http::{Edge, EdgeParts, accept};
+use crate::ollama::client::Ollama;
+use crate::ollama::health::Health;
+use crate::ollama::inventory::{Inventory, Poller};
+use crate::ollama::residency::Residency;
+use crate::shutdown::Tasks;
+use crate::store::{Store, StoreError};
+use crate::worker::{Settings, Tools, Worker};
+
+/// After the force, what has not ended by now is left behind.
+const FORCE_LIMIT: Duration = Duration::from_secs(5);
+
+/// Why the daemon could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The address is not free, or not ours.
+    #[error("cannot listen on {addr}: {fault}")]
+    Listen {
+        /// The address.
+        addr: SocketAddr,
+        /// What the system said.
+        fault: std::io::Error,
+    },
+    /// The database cannot be used.
+    #[error("cannot open the database {path}: {fault}")]
+    Store {
+        /// The file.
+        path: String,
+        /// Why.
+        fault: StoreError,
+    },
+    /// A value that only shows its fault in use.
+    #[error("{0}")]
+    Config(String),
+}
+
+/// How the daemon ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stopped {
+    /// Everything ended by itself.
+    Drained,
+    /// Something had to be cut off; it is in the queue and runs after the next start.
+    Forced,
+}
+
+/// A daemon that is bound and wired, and does nothing yet.
+pub struct App {
+    edge: Arc<Edge>,
+    listener: TcpListener,
+    worker: Worker,
+    poller: Poller,
+    addr: SocketAddr,
+}
+
+impl App {
+    /// Binds the address, opens the database (recovering what a crash left) and wires the parts. Blocks on the disk.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing keeps running then.
+    pub async fn build(config: Config, clock: Clock) -> Result<App, StartError> {
+        let listener = listen(config.addr).await?;
+        let addr =
+            listener.local_addr().map_err(|fault| StartError::Listen { addr: config.addr, fault })?;
+        let store = open_store(&config, &clock)?;
+        let token = config.ollama_token.as_ref().map(|token| token.expose());
+        let ollama =
+            Ollama::new(config.ollama_url.clone(), token).map_err(StartError::Config)?;
+        let (inventory, poller) = Inventory::new();
+        let tools = Tools {
+            store: store.clone(),
+            ollama: ollama.clone(),
+            health: Health::default(),
+            inventory: inventory.clone(),
+            residency: Residency::default(),
+            clock: clock.clone(),
+            tasks: Tasks::default(),
+        };
+        let (worker, handle) = Worker::new(tools.clone(), settings(&config), config.answer_max);
+        let hostname = gethostname::gethostname().to_string_lossy().into_owned();
+        let guard = Guard::new(addr, hostname, &config.origins);
+        let edge = Edge::new(EdgeParts {
+            config,
+            store,
+            ollama,
+            health: tools.health,
+            inventory,
+            residency: tools.residency,
+            worker: handle,
+            clock,
+            tasks: tools.tasks,
+            guard,
+        });
+        Ok(App { edge: Arc::new(edge), listener, worker, poller, addr })
+    }
+
+    /// Where it listens; the port is known even if 0 was asked for.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Serves until a message comes in `stops` (or its senders are gone), then drains; a second message, or the end of the
+    /// grace time, forces.
+    pub async fn run(self, mut stops: mpsc::Receiver<()>) -> Stopped {
+        let App { edge, listener, worker, poller, addr } = self;
+        let tasks = edge.tasks.clone();
+        tracing::info!(http.addr = %addr, upstream.url = %edge.ollama.url(), db.path = %edge.store.path().display(),
+            "foreman serves");
+        // The poller ends with the last handle of the inventory, so it is not waited for.
+        let polling = poller.run(edge.ollama.clone());
+        let draining = tasks.clone();
+        tasks.spawn(async move {
+            tokio::select! {
+                () = polling => (),
+                () = draining.draining() => (),
+            }
+        });
+        tasks.spawn(monitor::run(Arc::clone(&edge)));
+        tasks.spawn(retention::run(Arc::clone(&edge)));
+        tasks.spawn(worker.run());
+        tasks.spawn(accept::serve(Arc::clone(&edge), listener));
+        stops.recv().await;
+        tracing::info!(grace.s = edge.config.shutdown_grace.as_secs(), "stopping: no new work, finishing what runs");
+        let stopped = drain(&tasks, edge.config.shutdown_grace, &mut stops).await;
+        edge.store.close().await;
+        tracing::info!(?stopped, "foreman has stopped");
+        stopped
+    }
+}
+
+async fn drain(tasks: &Tasks, grace: Duration, stops: &mut mpsc::Receiver<()>) -> Stopped {
+    tasks.drain();
+    let reason = tokio::select! {
+        () = tasks.finished() => return Stopped::Drained,
+        () = tokio::time::sleep(grace) => "the grace time is over",
+        Some(()) = stops.recv() => "a second signal came",
+    };
+    tracing::warn!(reason, "forcing the end; what runs goes back to the queue");
+    tasks.force();
+    if tokio::time::timeout(FORCE_LIMIT, tasks.finished()).await.is_err() {
+        tracing::error!("some tasks did not end in time and are left behind");
+    }
+    Stopped::Forced
+}
+
+async fn listen(addr: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(addr).await.map_err(|fault| StartError::Listen { addr, fault })
+}
+
+fn open_store(config: &Config, clock: &Clock) -> Result<Store, StartError> {
+    let opened = Store::open(&config.db, clock.now_ms());
+    let (store, recovered) = opened.map_err(|fault| StartError::Store {
+        path: config.db.display().to_string(),
+        fault,
+    })?;
+    if recovered != Default::default() {
+        tracing::info!(jobs.waiting = recovered.waiting, jobs.requeued = recovered.requeued,
+            jobs.given_up = recovered.given_up, "recovered the queue of the last run");
+    }
+    Ok(store)
+}
+
+fn settings(config: &Config) -> Settings {
+    Settings {
+        attempts_max: config.max_attempts,
+        load_limit: config.load_limit,
+        idle_limit: config.idle_limit,
+        retry_delay: config.retry_delay,
+        keep_alive: config.keep_alive,
+        embed_model: config.embed_model.clone(),
+    }
+}

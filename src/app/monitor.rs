@@ -1,0 +1,56 @@
+//! The one task that asks the upstream how it is: each poll while it is up, with growing pauses while it is away.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::http::Edge;
+use crate::ollama::health::Probed;
+
+/// Pauses between probes of an upstream that is away: short at first, for a restart; then about as long as a person
+/// minds after opening a laptop.
+const AWAY_PAUSE_FIRST: Duration = Duration::from_millis(100);
+const AWAY_PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// Probes until the drain.
+pub(super) async fn run(edge: Arc<Edge>) {
+    let mut away_pause = AWAY_PAUSE_FIRST;
+    while !edge.tasks.is_draining() {
+        let clock = edge.clock.clone();
+        let probed = edge.health.probe(&edge.ollama, || clock.now_ms()).await;
+        let pause = match probed {
+            Probed::Down => {
+                let pause = away_pause;
+                away_pause = (away_pause * 2).min(AWAY_PAUSE_MAX);
+                pause
+            }
+            Probed::CameUp => {
+                away_pause = AWAY_PAUSE_FIRST;
+                came_up(&edge).await;
+                edge.config.poll_interval
+            }
+            Probed::StillUp => {
+                away_pause = AWAY_PAUSE_FIRST;
+                edge.inventory.refresh().await;
+                edge.residency.doubt();
+                edge.worker.wake();
+                edge.config.poll_interval
+            }
+        };
+        tokio::select! {
+            () = edge.health.pause(pause) => (),
+            () = edge.tasks.draining() => return,
+        }
+    }
+}
+
+/// Its runners may be gone with it: what was known of its memory is asked again, and the embedder is warmed.
+async fn came_up(edge: &Edge) {
+    edge.residency.clear();
+    if !edge.inventory.refresh().await {
+        tracing::warn!("ollama is up but does not list its models");
+    }
+    if edge.config.embed_model.is_some() {
+        edge.worker.warm();
+    }
+    edge.worker.wake();
+}

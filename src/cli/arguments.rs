@@ -1,0 +1,130 @@
+//! The flags, each with its variable. Values stay texts here: `config` checks them, all together.
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::Raw;
+
+/// A durable, model-draining queue in front of one Ollama, speaking Ollama's own protocol.
+#[derive(Debug, Parser)]
+#[command(name = "foreman", version, max_term_width = 100)]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Serve Ollama's clients in front of an Ollama
+    Serve(Box<Serve>),
+    /// Show what a running foreman is doing
+    Status(Status),
+}
+
+/// Sizes take KiB, MiB, GiB; durations take ms, s, m, h; an empty value counts as not given.
+#[derive(Debug, Args)]
+pub(super) struct Serve {
+    /// Where to listen [default: 127.0.0.1:11435]
+    #[arg(long, env = "FOREMAN_ADDR", value_name = "IP:PORT")]
+    addr: Option<String>,
+    /// Ollama's address, as OLLAMA_HOST would say it [default: http://127.0.0.1:11434]
+    #[arg(long, env = "FOREMAN_OLLAMA_URL", value_name = "URL")]
+    ollama_url: Option<String>,
+    /// Bearer token sent to Ollama
+    #[arg(long, env = "FOREMAN_OLLAMA_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    ollama_token: Option<String>,
+    /// The database file [default: foreman/foreman.db in the state directory]
+    #[arg(long, env = "FOREMAN_DB", value_name = "FILE")]
+    db: Option<String>,
+    /// Bearer token asked of clients [default: none]
+    #[arg(long, env = "FOREMAN_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    token: Option<String>,
+    /// Web origins allowed beside Ollama's defaults, comma-separated
+    #[arg(long, env = "OLLAMA_ORIGINS", value_name = "ORIGINS")]
+    origins: Option<String>,
+    /// How long an idle model stays loaded; -1 is for ever [default: -1]
+    #[arg(long, env = "FOREMAN_KEEP_ALIVE", value_name = "DURATION", allow_hyphen_values = true)]
+    keep_alive: Option<String>,
+    /// An embedding model to keep warm
+    #[arg(long, env = "FOREMAN_EMBED_MODEL", value_name = "MODEL")]
+    embed_model: Option<String>,
+    /// How often Ollama is asked what it has [default: 30s]
+    #[arg(long, env = "FOREMAN_POLL_INTERVAL", value_name = "DURATION")]
+    poll_interval: Option<String>,
+    /// Tries per job [default: 3]
+    #[arg(long, env = "FOREMAN_MAX_ATTEMPTS", value_name = "N")]
+    max_attempts: Option<String>,
+    /// How long finished jobs and their answers are kept [default: 24h]
+    #[arg(long, env = "FOREMAN_JOB_TTL", value_name = "DURATION")]
+    job_ttl: Option<String>,
+    /// Jobs that may wait [default: 10000]
+    #[arg(long, env = "FOREMAN_MAX_QUEUE", value_name = "N")]
+    max_queue: Option<String>,
+    /// Bytes of requests that may wait [default: 4GiB]
+    #[arg(long, env = "FOREMAN_MAX_QUEUE_BYTES", value_name = "SIZE")]
+    max_queue_bytes: Option<String>,
+    /// The largest request body of a queued or embed route [default: 128MiB]
+    #[arg(long, env = "FOREMAN_BODY_MAX", value_name = "SIZE")]
+    body_max: Option<String>,
+    /// The largest answer [default: 256MiB]
+    #[arg(long, env = "FOREMAN_ANSWER_MAX", value_name = "SIZE")]
+    answer_max: Option<String>,
+    /// Embeds in flight at once [default: 64]
+    #[arg(long, env = "FOREMAN_EMBED_PARALLEL", value_name = "N")]
+    embed_parallel: Option<String>,
+    /// The longest a model may take to load [default: 10m]
+    #[arg(long, env = "FOREMAN_LOAD_LIMIT", value_name = "DURATION")]
+    load_limit: Option<String>,
+    /// The longest silence inside an answer [default: 10m]
+    #[arg(long, env = "FOREMAN_IDLE_LIMIT", value_name = "DURATION")]
+    idle_limit: Option<String>,
+    /// The first delay before a retry; it doubles, up to a minute [default: 1s]
+    #[arg(long, env = "FOREMAN_RETRY_DELAY", value_name = "DURATION")]
+    retry_delay: Option<String>,
+    /// How long a stop waits for what runs [default: 30s]
+    #[arg(long, env = "FOREMAN_SHUTDOWN_GRACE", value_name = "DURATION")]
+    shutdown_grace: Option<String>,
+    /// What to log, such as info, debug or foreman::worker=debug [default: info]
+    #[arg(long, env = "FOREMAN_LOG", value_name = "FILTER")]
+    pub(super) log: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Status {
+    /// Where foreman listens [default: 127.0.0.1:11435]
+    #[arg(long, env = "FOREMAN_ADDR", value_name = "IP:PORT")]
+    pub(super) addr: Option<String>,
+    /// Foreman's bearer token
+    #[arg(long, env = "FOREMAN_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    pub(super) token: Option<String>,
+    /// Print the status document (a stable contract: docs/status.md)
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+impl Serve {
+    /// The texts, for `config`.
+    pub(super) fn raw(&self) -> Raw {
+        Raw {
+            addr: self.addr.clone(),
+            ollama_url: self.ollama_url.clone(),
+            ollama_token: self.ollama_token.clone(),
+            db: self.db.clone(),
+            token: self.token.clone(),
+            origins: self.origins.clone(),
+            keep_alive: self.keep_alive.clone(),
+            embed_model: self.embed_model.clone(),
+            poll_interval: self.poll_interval.clone(),
+            max_attempts: self.max_attempts.clone(),
+            job_ttl: self.job_ttl.clone(),
+            max_queue: self.max_queue.clone(),
+            max_queue_bytes: self.max_queue_bytes.clone(),
+            body_max: self.body_max.clone(),
+            answer_max: self.answer_max.clone(),
+            embed_parallel: self.embed_parallel.clone(),
+            load_limit: self.load_limit.clone(),
+            idle_limit: self.idle_limit.clone(),
+            retry_delay: self.retry_delay.clone(),
+            shutdown_grace: self.shutdown_grace.clone(),
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! The command line. It reads flags and environment, and talks to a running daemon only over HTTP.
+//!
+//! Data goes to stdout, words go to stderr. Exit codes are a contract (docs/cli.md), after sysexits.h.
+
+mod arguments;
+mod serve;
+mod status;
+mod status_text;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use arguments::{Arguments, Command};
+
+/// What a command came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// It did what it was asked.
+    Fine,
+    /// It failed for another reason than those below.
+    Failed,
+    /// A flag or a variable has a value that cannot be used.
+    Usage,
+    /// The daemon does not answer.
+    Unavailable,
+    /// The address cannot be listened on.
+    System,
+    /// The database cannot be opened.
+    Database,
+    /// Another foreman uses the database.
+    InUse,
+    /// The daemon refused the token.
+    Refused,
+}
+
+impl Exit {
+    fn code(self) -> u8 {
+        match self {
+            Exit::Fine => 0,
+            Exit::Failed => 1,
+            Exit::Usage => 64,
+            Exit::Unavailable => 69,
+            Exit::System => 71,
+            Exit::Database => 73,
+            Exit::InUse => 75,
+            Exit::Refused => 77,
+        }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> ExitCode {
+        ExitCode::from(exit.code())
+    }
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(fault) => {
+            // Help and version are no faults. A closed pipe while printing them is nobody's problem.
+            drop(fault.print());
+            return if fault.use_stderr() { Exit::Usage.into() } else { Exit::Fine.into() };
+        }
+    };
+    let exit = match arguments.command {
+        Command::Serve(serve) => serve::serve(&serve),
+        Command::Status(status) => status::status(&status),
+    };
+    exit.into()
+}
+
+/// One line on stderr, for people.
+#[expect(clippy::print_stderr, reason = "the one place of the program that writes words to the terminal")]
+fn say(text: &str) {
+    eprintln!("foreman: {text}");
+}
+
+/// Data on stdout. A closed pipe ends the program quietly, as `head` expects.
+fn print(text: &str) -> Exit {
+    use std::io::Write;
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => Exit::Fine,
+        Err(fault) if fault.kind() == std::io::ErrorKind::BrokenPipe => Exit::Fine,
+        Err(_) => Exit::Failed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_arguments_are_well_formed() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn exit_codes_are_what_the_docs_say() {
+        let all = [
+            Exit::Fine,
+            Exit::Failed,
+            Exit::Usage,
+            Exit::Unavailable,
+            Exit::System,
+            Exit::Database,
+            Exit::InUse,
+            Exit::Refused,
+        ];
+        assert_eq!(all.map(Exit::code), [0, 1, 64, 69, 71, 73, 75, 77]);
+    }
+}

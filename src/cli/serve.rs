@@ -1,0 +1,113 @@
+//! `foreman serve`: check the configuration, build the daemon, run it until it is told to stop.
+
+use clap::CommandFactory;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tracing_subscriber::EnvFilter;
+
+use crate::app::{App, StartError};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::store::StoreError;
+
+use super::arguments::{Arguments, Serve};
+use super::{Exit, say};
+
+/// Log lines when nothing else is asked for.
+const LOG_DEFAULT: &str = "info";
+
+/// Runs the daemon in the foreground.
+pub(super) fn serve(arguments: &Serve) -> Exit {
+    let log = arguments.log.as_deref().filter(|log| !log.is_empty()).unwrap_or(LOG_DEFAULT);
+    let filter = EnvFilter::try_new(log);
+    let config = Config::check(&arguments.raw());
+    let (filter, config) = match (filter, config) {
+        (Ok(filter), Ok(config)) => (filter, config),
+        (filter, config) => {
+            for fault in config.err().into_iter().flatten() {
+                say(&fault.to_string());
+            }
+            if filter.is_err() {
+                say(&format!("FOREMAN_LOG={log:?}: a filter such as info, debug or foreman::worker=debug"));
+            }
+            return Exit::Usage;
+        }
+    };
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    for name in not_yet_known() {
+        tracing::warn!("{name} is set, but this version of foreman does not know it: it has no effect");
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(fault) => {
+            say(&format!("cannot start: {fault}"));
+            return Exit::System;
+        }
+    };
+    runtime.block_on(run(config))
+}
+
+async fn run(config: Config) -> Exit {
+    let app = match App::build(config, Clock::system()).await {
+        Ok(app) => app,
+        Err(fault) => {
+            say(&fault.to_string());
+            return exit_of(&fault);
+        }
+    };
+    let stops = match signals() {
+        Ok(stops) => stops,
+        Err(fault) => {
+            say(&format!("cannot listen for signals: {fault}"));
+            return Exit::System;
+        }
+    };
+    app.run(stops).await;
+    Exit::Fine
+}
+
+/// A message for each SIGTERM or SIGINT.
+#[expect(clippy::disallowed_methods, reason = "lives as long as the process; a stop must not wait for it")]
+fn signals() -> std::io::Result<mpsc::Receiver<()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    // The first drains, the second forces; more say nothing new.
+    let (sender, receiver) = mpsc::channel(2);
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => (),
+                _ = interrupt.recv() => (),
+            }
+            if sender.send(()).await.is_err() {
+                return;
+            }
+        }
+    });
+    Ok(receiver)
+}
+
+/// Variables that look like foreman's but are none: a typing error, or a setting of a later version.
+fn not_yet_known() -> Vec<String> {
+    let command = Arguments::command();
+    let known: Vec<String> = command
+        .get_subcommands()
+        .flat_map(clap::Command::get_arguments)
+        .filter_map(|argument| argument.get_env())
+        .map(|name| name.to_string_lossy().into_owned())
+        .collect();
+    std::env::vars_os()
+        .map(|(name, _)| name.to_string_lossy().into_owned())
+        .filter(|name| name.starts_with("FOREMAN_") && !name.starts_with("FOREMAN_TEST_"))
+        .filter(|name| !known.contains(name))
+        .collect()
+}
+
+fn exit_of(fault: &StartError) -> Exit {
+    match fault {
+        StartError::Listen { .. } => Exit::System,
+        StartError::Store { fault: StoreError::InUse { .. }, .. } => Exit::InUse,
+        StartError::Store { .. } => Exit::Database,
+        StartError::Config(_) => Exit::Usage,
+    }
+}

@@ -1,0 +1,186 @@
+//! The status document for people: readable in 80 columns, without colour.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde_json::Value;
+
+/// Columns of a line.
+const WIDTH: usize = 80;
+
+/// Lanes and jobs shown; the document has them all.
+const ROWS_MAX: usize = 20;
+
+/// The whole page.
+pub(super) fn render(document: &Value, addr: SocketAddr) -> String {
+    let mut page = Page::default();
+    let now = millis(&document["now"]);
+    let up = now - millis(&document["started_at"]);
+    let draining = if document["is_draining"] == true { ", stopping" } else { "" };
+    page.line(&format!("foreman {} on {addr}, up {}{draining}", text(&document["version"]), age(up)));
+    upstream(&mut page, &document["upstream"], now);
+    resident(&mut page, document, now);
+    running(&mut page, document);
+    queue(&mut page, &document["queue"]);
+    let counts = &document["since_start"];
+    let count = |name: &str| counts[name].as_u64().unwrap_or(0);
+    page.line(&format!(
+        "since start  {} loads ({} swaps), {} done, {} failed, {} cancelled, {} retries",
+        count("loads"),
+        count("swaps"),
+        count("done"),
+        count("failed"),
+        count("cancelled"),
+        count("retries")
+    ));
+    page.0
+}
+
+#[derive(Default)]
+struct Page(String);
+
+impl Page {
+    /// Adds a line, cut at the width.
+    fn line(&mut self, line: &str) {
+        if line.chars().count() > WIDTH {
+            self.0.extend(line.chars().take(WIDTH - 1));
+            self.0.push('…');
+        } else {
+            self.0.push_str(line.trim_end());
+        }
+        self.0.push('\n');
+    }
+}
+
+fn upstream(page: &mut Page, upstream: &Value, now: i64) {
+    let url = text(&upstream["url"]);
+    let since = age(now - millis(&upstream["since"]));
+    match upstream["state"].as_str() {
+        Some("up") => {
+            let version = text(&upstream["version"]);
+            let models = upstream["models"].as_u64().map_or(String::new(), |n| format!(", {n} models"));
+            page.line(&format!("ollama       {url} is up for {since} (version {version}{models})"));
+        }
+        Some("down") => {
+            page.line(&format!("ollama       {url} is DOWN for {since}; jobs wait"));
+            page.line(&format!("             {}", text(&upstream["reason"])));
+        }
+        _ => page.line(&format!("ollama       {url} was not reached yet")),
+    }
+}
+
+fn resident(page: &mut Page, document: &Value, now: i64) {
+    let entries = items(&document["resident"]);
+    if entries.is_empty() {
+        page.line("resident     nothing");
+    }
+    for (index, entry) in entries.iter().enumerate() {
+        let label = if index == 0 { "resident" } else { "" };
+        let known = entry["key"].as_str();
+        let name = known.map_or_else(|| text(&entry["model"]), str::to_owned);
+        let note = match (known, entry["is_embedder"] == true) {
+            (_, true) => ", embeddings",
+            (None, false) => ", not loaded by foreman",
+            (Some(_), false) => "",
+        };
+        let since = age(now - millis(&entry["since"]));
+        page.line(&format!("{label:<12} {name} for {since}{note}"));
+    }
+}
+
+fn running(page: &mut Page, document: &Value) {
+    let jobs = items(&document["running"]);
+    if jobs.is_empty() {
+        page.line("running      nothing");
+    }
+    for job in jobs {
+        page.line(&format!("running      {} {}", text(&job["id"]), text(&job["lane"])));
+        page.line(&format!(
+            "             {} for {} after waiting {}, attempt {}, {} bytes so far",
+            text(&job["state"]),
+            age(job["running_for_ms"].as_i64().unwrap_or(0)),
+            age(job["queued_for_ms"].as_i64().unwrap_or(0)),
+            job["attempt"],
+            job["answer_bytes"]
+        ));
+    }
+}
+
+fn queue(page: &mut Page, queue: &Value) {
+    let depth = queue["depth"].as_u64().unwrap_or(0);
+    let lanes = items(&queue["lanes"]);
+    if depth == 0 {
+        page.line("queue        empty");
+        return;
+    }
+    page.line(&format!("queue        {depth} waiting, in this order of load keys:"));
+    page.line("             #  waiting  oldest  load key");
+    for lane in lanes.iter().take(ROWS_MAX) {
+        let delayed = match lane["delayed"].as_u64() {
+            Some(delayed) if delayed > 0 => format!(" ({delayed} to be retried)"),
+            _ => String::new(),
+        };
+        page.line(&format!(
+            "            {:>2} {:>8} {:>7}  {}{delayed}",
+            lane["position"],
+            lane["depth"],
+            age(lane["oldest_age_ms"].as_i64().unwrap_or(0)),
+            text(&lane["lane"])
+        ));
+    }
+    if lanes.len() > ROWS_MAX {
+        page.line(&format!("             and {} more", lanes.len() - ROWS_MAX));
+    }
+}
+
+fn items(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or("-").to_owned()
+}
+
+/// Milliseconds since 1970 of an RFC 3339 text.
+fn millis(value: &Value) -> i64 {
+    let at = value.as_str().and_then(|text| humantime::parse_rfc3339(text).ok());
+    let since = at.and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
+    i64::try_from(since.unwrap_or(Duration::ZERO).as_millis()).unwrap_or(0)
+}
+
+/// A span in at most two units.
+fn age(ms: i64) -> String {
+    let seconds = u64::try_from(ms / 1_000).unwrap_or(0);
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3_600 => format!("{}m{:02}s", seconds / 60, seconds % 60),
+        3_600..86_400 => format!("{}h{:02}m", seconds / 3_600, seconds / 60 % 60),
+        _ => format!("{}d{:02}h", seconds / 86_400, seconds / 3_600 % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_page_fits_in_eighty_columns() {
+        let lane = "registry.example/some-very-long-namespace/some-very-long-model-name:70b-instruct-q4_K_M num_ctx=131072";
+        let document = json!({
+            "version": "0.1.0", "now": "2026-01-01T00:02:00.000Z", "started_at": "2026-01-01T00:00:00.000Z",
+            "is_draining": false,
+            "upstream": { "url": "http://127.0.0.1:11434", "state": "up", "since": "2026-01-01T00:00:01.000Z",
+                          "version": "0.33.0", "models": 4 },
+            "resident": [{ "model": "llama3:latest", "key": null, "since": "2026-01-01T00:01:00.000Z", "is_embedder": false }],
+            "running": [{ "id": "01J00000000000000000000000", "state": "working", "lane": lane, "attempt": 1,
+                          "running_for_ms": 4_000, "queued_for_ms": 61_000, "answer_bytes": 120 }],
+            "queue": { "depth": 3, "lanes": [{ "lane": lane, "position": 1, "depth": 3, "delayed": 1, "oldest_age_ms": 90_000 }] },
+            "since_start": { "loads": 2, "swaps": 1, "done": 5, "failed": 0, "cancelled": 1, "retries": 0 },
+        });
+        let page = render(&document, ([127, 0, 0, 1], 11435).into());
+        assert!(page.lines().all(|line| line.chars().count() <= WIDTH), "{page}");
+        assert!(page.contains("up 2m00s"), "{page}");
+        assert!(page.contains("2 loads (1 swaps), 5 done"), "{page}");
+    }
+}

@@ -1,0 +1,432 @@
+//! What foreman was told to do: raw texts from flags and environment, checked here once, all faults together.
+//!
+//! Who reads the environment is clap (`cli`); nothing else in the program does.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::http::guard::check_origins;
+use crate::ollama::url::{Scheme, UpstreamUrl};
+use crate::ollama::wire::keep_alive::{KeepAlive, parse_environment};
+
+/// The listening address when none is given: loopback, one above Ollama's own port.
+pub const ADDR_DEFAULT: &str = "127.0.0.1:11435";
+
+const MIB: u64 = 1024 * 1024;
+
+/// Everything the daemon needs to know, checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where to listen.
+    pub addr: SocketAddr,
+    /// The upstream.
+    pub ollama_url: UpstreamUrl,
+    /// Bearer token sent to the upstream.
+    pub ollama_token: Option<Secret>,
+    /// The database file.
+    pub db: PathBuf,
+    /// Bearer token asked of clients; `None` is open.
+    pub token: Option<Secret>,
+    /// Web origins allowed beside Ollama's own defaults, comma-separated.
+    pub origins: String,
+    /// How long an idle model stays resident; `None` is for ever.
+    pub keep_alive: Option<Duration>,
+    /// An embedding model to keep warm.
+    pub embed_model: Option<String>,
+    /// How often the upstream is asked what it has.
+    pub poll_interval: Duration,
+    /// Tries per job.
+    pub max_attempts: u32,
+    /// How long a finished job and its answer are kept.
+    pub job_ttl: Duration,
+    /// Jobs that may wait.
+    pub max_queue: u64,
+    /// Bytes of request bodies that may wait.
+    pub max_queue_bytes: u64,
+    /// The largest request body of a queued or embed route.
+    pub body_max: u64,
+    /// The largest answer.
+    pub answer_max: u64,
+    /// Embeds in flight at once.
+    pub embed_parallel: usize,
+    /// The longest a load may take.
+    pub load_limit: Duration,
+    /// The longest silence inside an answer.
+    pub idle_limit: Duration,
+    /// The first delay before a retry; it doubles.
+    pub retry_delay: Duration,
+    /// How long a drain waits before it forces.
+    pub shutdown_grace: Duration,
+}
+
+/// A text that must not be shown.
+#[derive(Clone)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The text itself: for the wire only.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("<secret>")
+    }
+}
+
+/// What was typed, unchecked. An empty text counts as not given.
+#[derive(Debug, Clone, Default)]
+pub struct Raw {
+    /// `FOREMAN_ADDR`
+    pub addr: Option<String>,
+    /// `FOREMAN_OLLAMA_URL`
+    pub ollama_url: Option<String>,
+    /// `FOREMAN_OLLAMA_TOKEN`
+    pub ollama_token: Option<String>,
+    /// `FOREMAN_DB`
+    pub db: Option<String>,
+    /// `FOREMAN_TOKEN`
+    pub token: Option<String>,
+    /// `OLLAMA_ORIGINS`
+    pub origins: Option<String>,
+    /// `FOREMAN_KEEP_ALIVE`
+    pub keep_alive: Option<String>,
+    /// `FOREMAN_EMBED_MODEL`
+    pub embed_model: Option<String>,
+    /// `FOREMAN_POLL_INTERVAL`
+    pub poll_interval: Option<String>,
+    /// `FOREMAN_MAX_ATTEMPTS`
+    pub max_attempts: Option<String>,
+    /// `FOREMAN_JOB_TTL`
+    pub job_ttl: Option<String>,
+    /// `FOREMAN_MAX_QUEUE`
+    pub max_queue: Option<String>,
+    /// `FOREMAN_MAX_QUEUE_BYTES`
+    pub max_queue_bytes: Option<String>,
+    /// `FOREMAN_BODY_MAX`
+    pub body_max: Option<String>,
+    /// `FOREMAN_ANSWER_MAX`
+    pub answer_max: Option<String>,
+    /// `FOREMAN_EMBED_PARALLEL`
+    pub embed_parallel: Option<String>,
+    /// `FOREMAN_LOAD_LIMIT`
+    pub load_limit: Option<String>,
+    /// `FOREMAN_IDLE_LIMIT`
+    pub idle_limit: Option<String>,
+    /// `FOREMAN_RETRY_DELAY`
+    pub retry_delay: Option<String>,
+    /// `FOREMAN_SHUTDOWN_GRACE`
+    pub shutdown_grace: Option<String>,
+}
+
+/// A value that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// Its name in the environment.
+    pub key: &'static str,
+    /// What was given; a secret is not repeated.
+    pub value: String,
+    /// What is allowed.
+    pub allowed: String,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}={:?}: {}", self.key, self.value, self.allowed)
+    }
+}
+
+/// Collects faults while values are read, so that all are told at once.
+#[derive(Default)]
+struct Faults(Vec<Fault>);
+
+impl Faults {
+    fn read<T>(
+        &mut self,
+        key: &'static str,
+        given: Option<&String>,
+        default: &str,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        let text = given.map(String::as_str).filter(|text| !text.trim().is_empty());
+        match parse(text.unwrap_or(default).trim()) {
+            Ok(value) => Some(value),
+            Err(allowed) => {
+                let is_secret = key.ends_with("TOKEN");
+                let value = if is_secret { "(hidden)" } else { text.unwrap_or(default) }.to_owned();
+                self.0.push(Fault { key, value, allowed });
+                None
+            }
+        }
+    }
+}
+
+impl Config {
+    /// Checks what was typed.
+    ///
+    /// # Errors
+    /// Every fault there is, not just the first.
+    pub fn check(raw: &Raw) -> Result<Config, Vec<Fault>> {
+        let mut faults = Faults::default();
+        let config = read(raw, &mut faults);
+        match config {
+            Some(config) if faults.0.is_empty() => {
+                if let Some(fault) = loops_to_itself(&config) {
+                    return Err(vec![fault]);
+                }
+                Ok(config)
+            }
+            _ => Err(faults.0),
+        }
+    }
+}
+
+fn read(raw: &Raw, faults: &mut Faults) -> Option<Config> {
+    // Every value is read before the first `?`, so that all faults are collected.
+    let addr = faults.read("FOREMAN_ADDR", raw.addr.as_ref(), ADDR_DEFAULT, address);
+    let url = faults.read("FOREMAN_OLLAMA_URL", raw.ollama_url.as_ref(), "", upstream);
+    let ollama_token = faults.read("FOREMAN_OLLAMA_TOKEN", raw.ollama_token.as_ref(), "", secret);
+    let db = faults.read("FOREMAN_DB", raw.db.as_ref(), "", database);
+    let token = faults.read("FOREMAN_TOKEN", raw.token.as_ref(), "", secret);
+    let origins = faults.read("OLLAMA_ORIGINS", raw.origins.as_ref(), "", origins);
+    let keep_alive = faults.read("FOREMAN_KEEP_ALIVE", raw.keep_alive.as_ref(), "-1", keep_alive);
+    let embed_model = faults.read("FOREMAN_EMBED_MODEL", raw.embed_model.as_ref(), "", optional);
+    let poll = faults.read("FOREMAN_POLL_INTERVAL", raw.poll_interval.as_ref(), "30s", positive);
+    let attempts = faults.read("FOREMAN_MAX_ATTEMPTS", raw.max_attempts.as_ref(), "3", attempts);
+    let ttl = faults.read("FOREMAN_JOB_TTL", raw.job_ttl.as_ref(), "24h", positive);
+    let queue = faults.read("FOREMAN_MAX_QUEUE", raw.max_queue.as_ref(), "10000", count);
+    let queue_bytes =
+        faults.read("FOREMAN_MAX_QUEUE_BYTES", raw.max_queue_bytes.as_ref(), "4GiB", bytes);
+    let body_max = faults.read("FOREMAN_BODY_MAX", raw.body_max.as_ref(), "128MiB", bytes);
+    let answer_max = faults.read("FOREMAN_ANSWER_MAX", raw.answer_max.as_ref(), "256MiB", bytes);
+    let embeds = faults.read("FOREMAN_EMBED_PARALLEL", raw.embed_parallel.as_ref(), "64", count);
+    let load_limit = faults.read("FOREMAN_LOAD_LIMIT", raw.load_limit.as_ref(), "10m", positive);
+    let idle_limit = faults.read("FOREMAN_IDLE_LIMIT", raw.idle_limit.as_ref(), "10m", positive);
+    let retry = faults.read("FOREMAN_RETRY_DELAY", raw.retry_delay.as_ref(), "1s", positive);
+    let grace = faults.read("FOREMAN_SHUTDOWN_GRACE", raw.shutdown_grace.as_ref(), "30s", duration);
+    Some(Config {
+        addr: addr?,
+        ollama_url: url?,
+        ollama_token: ollama_token?,
+        db: db?,
+        token: token?,
+        origins: origins?,
+        keep_alive: keep_alive?,
+        embed_model: embed_model?,
+        poll_interval: poll?,
+        max_attempts: attempts?,
+        job_ttl: ttl?,
+        max_queue: queue?,
+        max_queue_bytes: queue_bytes?,
+        body_max: body_max?,
+        answer_max: answer_max?,
+        embed_parallel: usize::try_from(embeds?).unwrap_or(usize::MAX).min(EMBED_PARALLEL_MAX),
+        load_limit: load_limit?,
+        idle_limit: idle_limit?,
+        retry_delay: retry?,
+        shutdown_grace: grace?,
+    })
+}
+
+/// More connections to one Ollama than this only queue inside it.
+const EMBED_PARALLEL_MAX: usize = 4_096;
+
+/// An upstream that is foreman itself would pass every request to itself until the ports run out.
+fn loops_to_itself(config: &Config) -> Option<Fault> {
+    let url = &config.ollama_url;
+    let is_here = url.is_loopback() || url.host() == config.addr.ip().to_string();
+    (is_here && url.port() == config.addr.port()).then(|| Fault {
+        key: "FOREMAN_OLLAMA_URL",
+        value: url.to_string(),
+        allowed: format!("this is where foreman itself listens ({}); name Ollama's address", config.addr),
+    })
+}
+
+/// Reads a listening address.
+///
+/// # Errors
+/// What is allowed.
+pub fn address(text: &str) -> Result<SocketAddr, String> {
+    const ALLOWED: &str = "an IP address and a port, such as 127.0.0.1:11435 or [::1]:11435";
+    let text = match text.strip_prefix("localhost:") {
+        Some(port) => format!("127.0.0.1:{port}"),
+        None if text.starts_with(':') => format!("0.0.0.0{text}"),
+        None => text.to_owned(),
+    };
+    text.parse().map_err(|_| ALLOWED.to_owned())
+}
+
+fn upstream(text: &str) -> Result<UpstreamUrl, String> {
+    let url = UpstreamUrl::parse(text)?;
+    match url.scheme() {
+        Scheme::Http => Ok(url),
+        Scheme::Https => Err("an http:// address; https is not supported in this version".to_owned()),
+    }
+}
+
+fn secret(text: &str) -> Result<Option<Secret>, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    if text.bytes().any(|byte| !byte.is_ascii_graphic()) {
+        return Err("printable ASCII without spaces".to_owned());
+    }
+    Ok(Some(Secret(text.to_owned())))
+}
+
+fn database(text: &str) -> Result<PathBuf, String> {
+    if !text.is_empty() {
+        let path = PathBuf::from(text);
+        return match path.file_name() {
+            Some(_) if !path.is_dir() => Ok(path),
+            _ => Err("the path of a file, not of a folder".to_owned()),
+        };
+    }
+    let folder = dirs::state_dir().or_else(dirs::data_local_dir);
+    folder
+        .map(|folder| folder.join("foreman").join("foreman.db"))
+        .ok_or_else(|| "a path: this system names no state directory".to_owned())
+}
+
+fn origins(text: &str) -> Result<String, String> {
+    if !text.is_empty() {
+        check_origins(text)?;
+    }
+    Ok(text.to_owned())
+}
+
+fn keep_alive(text: &str) -> Result<Option<Duration>, String> {
+    match parse_environment(text) {
+        Some(KeepAlive::Forever) => Ok(None),
+        Some(KeepAlive::Zero | KeepAlive::Overflow) => Ok(Some(Duration::ZERO)),
+        Some(KeepAlive::For(duration)) => Ok(Some(duration)),
+        None => Err("-1 (for ever), seconds, or a duration such as 10m".to_owned()),
+    }
+}
+
+fn optional(text: &str) -> Result<Option<String>, String> {
+    Ok((!text.is_empty()).then(|| text.to_owned()))
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    const ALLOWED: &str = "a duration such as 500ms, 30s, 10m or 24h";
+    if let Ok(seconds) = text.parse::<u64>() {
+        return Ok(Duration::from_secs(seconds));
+    }
+    humantime::parse_duration(text).map_err(|_| ALLOWED.to_owned())
+}
+
+fn positive(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err("a duration above zero, such as 30s".to_owned()),
+        duration => Ok(duration),
+    }
+}
+
+fn attempts(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(number @ 1..=100) => Ok(number),
+        _ => Err("a whole number from 1 to 100".to_owned()),
+    }
+}
+
+fn count(text: &str) -> Result<u64, String> {
+    match text.parse() {
+        Ok(number @ 1..=10_000_000) => Ok(number),
+        _ => Err("a whole number from 1 to 10000000".to_owned()),
+    }
+}
+
+fn bytes(text: &str) -> Result<u64, String> {
+    const ALLOWED: &str = "a size such as 64MiB, 4GiB or a number of bytes, at least 1KiB";
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| ALLOWED.to_owned())?;
+    let unit = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kb" | "kib" => 1024,
+        "m" | "mb" | "mib" => MIB,
+        "g" | "gb" | "gib" => 1024 * MIB,
+        _ => return Err(ALLOWED.to_owned()),
+    };
+    let size = number.checked_mul(unit).ok_or_else(|| ALLOWED.to_owned())?;
+    if size < 1024 { Err(ALLOWED.to_owned()) } else { Ok(size) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn given(text: &str) -> Option<String> {
+        Some(text.to_owned())
+    }
+
+    #[test]
+    fn nothing_given_is_a_working_set_up() {
+        let config = Config::check(&Raw::default()).unwrap();
+        assert_eq!(config.addr.to_string(), ADDR_DEFAULT);
+        assert_eq!(config.ollama_url.to_string(), "http://127.0.0.1:11434");
+        assert_eq!(config.keep_alive, None);
+        assert!(config.db.ends_with("foreman/foreman.db"));
+    }
+
+    #[test]
+    fn all_faults_are_told_together_with_key_value_and_what_is_allowed() {
+        let raw = Raw {
+            addr: given("nowhere"),
+            max_attempts: given("0"),
+            job_ttl: given("soon"),
+            body_max: given("12 parsecs"),
+            ..Raw::default()
+        };
+        let faults = Config::check(&raw).unwrap_err();
+        let keys: Vec<_> = faults.iter().map(|fault| fault.key).collect();
+        assert_eq!(
+            keys,
+            ["FOREMAN_ADDR", "FOREMAN_MAX_ATTEMPTS", "FOREMAN_JOB_TTL", "FOREMAN_BODY_MAX"]
+        );
+        assert_eq!(
+            faults[1].to_string(),
+            "FOREMAN_MAX_ATTEMPTS=\"0\": a whole number from 1 to 100"
+        );
+    }
+
+    #[test]
+    fn an_empty_variable_is_not_a_value() {
+        let raw = Raw { token: given(""), poll_interval: given("  "), ..Raw::default() };
+        let config = Config::check(&raw).unwrap();
+        assert!(config.token.is_none());
+        assert_eq!(config.poll_interval, Duration::from_secs(30));
+    }
+
+    #[test]
+    fn foreman_in_front_of_itself_is_refused() {
+        let raw = Raw {
+            addr: given("127.0.0.1:9000"),
+            ollama_url: given("http://localhost:9000"),
+            ..Raw::default()
+        };
+        let faults = Config::check(&raw).unwrap_err();
+        assert_eq!(faults[0].key, "FOREMAN_OLLAMA_URL");
+    }
+
+    #[test]
+    fn sizes_and_durations_have_units() {
+        assert_eq!(bytes("4GiB"), Ok(4 * 1024 * MIB));
+        assert_eq!(bytes("2048"), Ok(2048));
+        assert!(bytes("10").is_err());
+        assert_eq!(duration("90"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("10m"), Ok(Duration::from_secs(600)));
+    }
+
+    #[test]
+    fn a_secret_is_never_printed() {
+        let raw = Raw { token: given("hunter2"), ..Raw::default() };
+        let config = Config::check(&raw).unwrap();
+        assert!(!format!("{config:?}").contains("hunter2"));
+    }
+}

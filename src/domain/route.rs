@@ -1,0 +1,131 @@
+//! Which road a request takes, by method and path alone. Pure; called by `http` for every request.
+//!
+//! It never looks at a body: where a queued request really goes (its *placement*) is decided after the peek.
+
+use super::dialect::Dialect;
+
+/// The road of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Route {
+    /// Needs the GPU: becomes a job.
+    Queued(Dialect),
+    /// An embedding: goes straight through, beside the queue.
+    Embed(Dialect),
+    /// Metadata and anything unknown: relayed as it is, with what it may change at the upstream.
+    Pass(Effect),
+    /// Foreman's own surface.
+    Own(Own),
+}
+
+/// What a relayed request may change at the upstream once it has been answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// Nothing foreman keeps track of.
+    None,
+    /// The list of installed models (pull, create, copy).
+    Inventory,
+    /// Removes a model, whose runner would stay resident and could then not be unloaded by name.
+    Removal,
+}
+
+/// Foreman's own routes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Own {
+    /// `GET /healthz`: whether the process serves.
+    Health,
+    /// `GET /readyz`: whether it can take work.
+    Ready,
+    /// `GET /status`: what is going on, for `foreman status`.
+    Status,
+}
+
+/// Routes by method and decoded path. A percent-encoded path is the same route, as in Go's server.
+///
+/// Anything not named here is relayed, so that a newer Ollama's routes work unseen.
+pub fn route(method: &str, path: &str) -> Route {
+    let decoded = percent_decoded(path);
+    match (method, decoded.as_deref().unwrap_or(path)) {
+        ("POST", "/api/chat") => Route::Queued(Dialect::Chat),
+        ("POST", "/api/generate") => Route::Queued(Dialect::Generate),
+        ("POST", "/v1/chat/completions") => Route::Queued(Dialect::OpenAiChat),
+        ("POST", "/v1/completions") => Route::Queued(Dialect::OpenAiCompletions),
+        ("POST", "/v1/responses") => Route::Queued(Dialect::Responses),
+        ("POST", "/v1/messages") => Route::Queued(Dialect::Messages),
+        ("POST", "/v1/audio/transcriptions") => Route::Queued(Dialect::Transcription),
+        ("POST", "/api/embed") => Route::Embed(Dialect::Embed),
+        ("POST", "/api/embeddings") => Route::Embed(Dialect::Embeddings),
+        ("POST", "/v1/embeddings") => Route::Embed(Dialect::OpenAiEmbeddings),
+        ("DELETE", "/api/delete") => Route::Pass(Effect::Removal),
+        ("POST", "/api/pull" | "/api/create" | "/api/copy") => Route::Pass(Effect::Inventory),
+        ("GET" | "HEAD", "/healthz") => Route::Own(Own::Health),
+        ("GET" | "HEAD", "/readyz") => Route::Own(Own::Ready),
+        ("GET" | "HEAD", "/status") => Route::Own(Own::Status),
+        _ => Route::Pass(Effect::None),
+    }
+}
+
+/// The methods Ollama allows on a path of its own that takes the GPU, for the `Allow` header of a preflight answer.
+pub fn allowed_methods(path: &str) -> Option<&'static str> {
+    match route("POST", path) {
+        Route::Queued(_) | Route::Embed(_) | Route::Pass(Effect::Inventory) => Some("POST"),
+        Route::Pass(Effect::None | Effect::Removal) | Route::Own(_) => None,
+    }
+}
+
+/// The dialect in which an error on this path must be told.
+pub fn error_dialect(path: &str) -> Dialect {
+    if path == "/v1/messages" || path.starts_with("/v1/messages/") {
+        Dialect::Messages
+    } else if path.starts_with("/v1/") {
+        Dialect::OpenAiChat
+    } else {
+        Dialect::Chat
+    }
+}
+
+/// Decodes `%XX`; `None` where there is nothing to decode or where it is malformed (Ollama then answers 400).
+fn percent_decoded(path: &str) -> Option<String> {
+    if !path.contains('%') {
+        return None;
+    }
+    let mut decoded = Vec::with_capacity(path.len());
+    let mut bytes = path.bytes();
+    while let Some(byte) = bytes.next() {
+        if byte != b'%' {
+            decoded.push(byte);
+            continue;
+        }
+        let high = char::from(bytes.next()?).to_digit(16)?;
+        let low = char::from(bytes.next()?).to_digit(16)?;
+        decoded.push(u8::try_from(high * 16 + low).ok()?);
+    }
+    String::from_utf8(decoded).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gpu_routes_are_queued_only_for_post() {
+        assert_eq!(route("POST", "/api/chat"), Route::Queued(Dialect::Chat));
+        assert_eq!(route("GET", "/api/chat"), Route::Pass(Effect::None));
+        assert_eq!(route("POST", "/api/chat/"), Route::Pass(Effect::None));
+        assert_eq!(route("POST", "//api/chat"), Route::Pass(Effect::None));
+        assert_eq!(route("POST", "/v1/messages"), Route::Queued(Dialect::Messages));
+    }
+
+    #[test]
+    fn an_encoded_path_does_not_slip_past_the_queue() {
+        assert_eq!(route("POST", "/api/%63hat"), Route::Queued(Dialect::Chat));
+        assert_eq!(route("POST", "/api/%6"), Route::Pass(Effect::None));
+        assert_eq!(route("POST", "/api/%zz"), Route::Pass(Effect::None));
+    }
+
+    #[test]
+    fn what_changes_the_inventory_is_known() {
+        assert_eq!(route("DELETE", "/api/delete"), Route::Pass(Effect::Removal));
+        assert_eq!(route("POST", "/api/pull"), Route::Pass(Effect::Inventory));
+        assert_eq!(route("POST", "/api/push"), Route::Pass(Effect::None));
+    }
+}

@@ -1,0 +1,100 @@
+//! The road of embeddings: straight through, concurrently, never queued, never stored; only counted.
+//!
+//! `keep_alive` is cut out as for jobs: repeated on a busy runner it can wedge Ollama (ollama/ollama#17408).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use hyper::body::Incoming;
+use hyper::{Request, StatusCode};
+use tokio::sync::{OwnedSemaphorePermit, TryAcquireError};
+
+use crate::domain::dialect::Dialect;
+use crate::domain::model::ModelName;
+use crate::ollama::client::full_body;
+use crate::ollama::wire::cut::without_keep_alive;
+use crate::ollama::wire::peek::{Peek, Shape, peek};
+
+use super::answer::relayed;
+use super::error::Told;
+use super::{Edge, Response, body, pass};
+
+/// Embeds that may wait in memory for a place; each holds its body.
+const WAITING_MAX: u64 = 1_000;
+
+/// Relays an embed.
+pub(super) async fn embed(
+    edge: &Arc<Edge>,
+    request: Request<Incoming>,
+    dialect: Dialect,
+) -> Response {
+    relay(edge, request, dialect).await.unwrap_or_else(|told| told.answer(dialect))
+}
+
+async fn relay(
+    edge: &Arc<Edge>,
+    request: Request<Incoming>,
+    dialect: Dialect,
+) -> Result<Response, Told> {
+    let (parts, incoming) = request.into_parts();
+    let read = body::read(edge, incoming, edge.config.body_max).await?;
+    let place = place(edge).await?;
+    let bytes = match peek(shape(dialect), &read.bytes) {
+        Peek::Request(request) => {
+            doubt_residency(edge, &request.model);
+            without_keep_alive(read.bytes.clone(), &request.keep_alive_members)
+        }
+        Peek::Refused(_) => read.bytes.clone(),
+    };
+    let answer = pass::send(edge, parts, full_body(bytes)).await?;
+    Ok(relayed(answer, (place, read)))
+}
+
+fn shape(dialect: Dialect) -> Shape {
+    match dialect {
+        Dialect::Embed => Shape::Embed,
+        Dialect::Embeddings => Shape::Embeddings,
+        _ => Shape::V1,
+    }
+}
+
+/// An embed for a model that is not in memory makes Ollama load it, perhaps in the place of the worker's model.
+fn doubt_residency(edge: &Edge, model: &str) {
+    let is_resident =
+        ModelName::parse(model).is_ok_and(|parsed| edge.residency.holds(&parsed.name));
+    if !is_resident {
+        edge.residency.doubt();
+    }
+}
+
+async fn place(edge: &Edge) -> Result<OwnedSemaphorePermit, Told> {
+    match Arc::clone(&edge.embeds).try_acquire_owned() {
+        Ok(permit) => return Ok(permit),
+        Err(TryAcquireError::Closed) => return Err(full()),
+        Err(TryAcquireError::NoPermits) => (),
+    }
+    let _waiting = Waiting::begin(&edge.embeds_waiting).ok_or_else(full)?;
+    Arc::clone(&edge.embeds).acquire_owned().await.map_err(|_| full())
+}
+
+fn full() -> Told {
+    let text = "too many embeds wait; nothing was sent to ollama, try again";
+    Told::new(StatusCode::SERVICE_UNAVAILABLE, text).retry_after(1)
+}
+
+/// Counts one waiting embed while it lives.
+struct Waiting<'a>(&'a AtomicU64);
+
+impl<'a> Waiting<'a> {
+    fn begin(count: &'a AtomicU64) -> Option<Waiting<'a>> {
+        let before = count.fetch_add(1, Ordering::Relaxed);
+        let waiting = Waiting(count);
+        (before < WAITING_MAX).then_some(waiting)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

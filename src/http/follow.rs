@@ -1,0 +1,136 @@
+//! The body of a queued answer: follows the job's output at the client's own pace.
+//!
+//! A broken answer ends with an error record in the dialect's shape and then with an error of the body, on which hyper
+//! cuts the connection without the last chunk: of all endings that is the one every client notices.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::Response as HttpResponse;
+use hyper::StatusCode;
+use hyper::body::{Body as HttpBody, Frame};
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::domain::dialect::Dialect;
+use crate::domain::job::JobId;
+use crate::ollama::client::BodyError;
+use crate::worker::output::{End, Follower, Head, Next, Refusal, Timings};
+
+use super::Response;
+use super::error::{LineStart, in_stream};
+use super::headers;
+use super::queued::Waiter;
+
+const JOB_ID: HeaderName = HeaderName::from_static("x-foreman-job-id");
+const QUEUE_MS: HeaderName = HeaderName::from_static("x-foreman-queue-ms");
+const LOAD_MS: HeaderName = HeaderName::from_static("x-foreman-load-ms");
+
+/// The answer of a job: Ollama's status, headers and bytes, and foreman's own headers.
+pub(super) fn answer(dialect: Dialect, head: Head, timings: Timings, waiter: Waiter) -> Response {
+    let id = waiter.id;
+    let follower = Follower::new(Arc::clone(&waiter.output));
+    let body = FollowBody {
+        dialect,
+        waiter,
+        line_start: LineStart::Yes,
+        step: Step::Reading(Box::pin(read(follower))),
+    };
+    let mut response = HttpResponse::new(body.boxed());
+    *response.status_mut() = StatusCode::from_u16(head.status).unwrap_or(StatusCode::BAD_GATEWAY);
+    *response.headers_mut() = headers::from_list(&head.headers);
+    name_job(response.headers_mut(), id);
+    response.headers_mut().insert(QUEUE_MS, HeaderValue::from(timings.queue_ms));
+    response.headers_mut().insert(LOAD_MS, HeaderValue::from(timings.load_ms));
+    response
+}
+
+/// Tells the client the id of its job.
+pub(super) fn name_job(headers: &mut HeaderMap, id: JobId) {
+    if let Ok(value) = HeaderValue::from_str(&id.to_string()) {
+        headers.insert(JOB_ID, value);
+    }
+}
+
+async fn read(mut follower: Follower) -> (Follower, Next) {
+    let next = follower.next().await;
+    (follower, next)
+}
+
+struct FollowBody {
+    dialect: Dialect,
+    waiter: Waiter,
+    line_start: LineStart,
+    step: Step,
+}
+
+enum Step {
+    /// Waits for the next bytes.
+    Reading(Pin<Box<dyn Future<Output = (Follower, Next)> + Send + Sync>>),
+    /// The error record is out; lets hyper flush it before the cut.
+    Flushing,
+    /// Cuts the connection.
+    Cutting,
+    /// Nothing more.
+    Ended,
+}
+
+impl FollowBody {
+    /// The last record of a broken answer, where there is one to send.
+    fn break_off(&mut self, refusal: &Refusal) -> Option<Bytes> {
+        self.waiter.let_go();
+        self.step = Step::Flushing;
+        (!refusal.is_told).then(|| in_stream(self.dialect, &refusal.text, self.line_start))
+    }
+}
+
+impl HttpBody for FollowBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        loop {
+            match &mut self.step {
+                Step::Reading(reading) => {
+                    let Poll::Ready((follower, next)) = reading.as_mut().poll(context) else {
+                        return Poll::Pending;
+                    };
+                    match next {
+                        Next::Bytes(bytes) => {
+                            let ends = bytes.last() == Some(&b'\n');
+                            self.line_start = if ends { LineStart::Yes } else { LineStart::No };
+                            self.step = Step::Reading(Box::pin(read(follower)));
+                            return Poll::Ready(Some(Ok(Frame::data(bytes))));
+                        }
+                        Next::End(End::Whole) => {
+                            self.waiter.let_go();
+                            self.step = Step::Ended;
+                        }
+                        Next::End(End::Broken(refusal)) => {
+                            if let Some(record) = self.break_off(&refusal) {
+                                return Poll::Ready(Some(Ok(Frame::data(record))));
+                            }
+                        }
+                    }
+                }
+                Step::Flushing => {
+                    // hyper flushes when a body is pending, and drops what is unflushed when a body fails.
+                    self.step = Step::Cutting;
+                    context.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                Step::Cutting => {
+                    self.step = Step::Ended;
+                    return Poll::Ready(Some(Err("the answer broke off".into())));
+                }
+                Step::Ended => return Poll::Ready(None),
+            }
+        }
+    }
+}

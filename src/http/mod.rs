@@ -1,0 +1,121 @@
+//! The only room that serves HTTP: accept, guard, route, and the four roads of a request (relayed, embedded, queued, own).
+//!
+//! A handler is a future on its client's connection: when the client leaves, hyper drops it, and what must happen then is
+//! in the `Drop` of what the handler holds.
+
+pub mod accept;
+mod answer;
+mod body;
+mod embed;
+mod error;
+mod follow;
+pub mod guard;
+mod headers;
+mod own;
+mod pass;
+mod placement;
+mod queued;
+mod router;
+mod status;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use tokio::sync::Semaphore;
+
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::ollama::client::{Body, Ollama};
+use crate::ollama::health::Health;
+use crate::ollama::inventory::Inventory;
+use crate::ollama::residency::Residency;
+use crate::shutdown::Tasks;
+use crate::store::{QueueLimits, Store};
+use crate::worker::WorkerHandle;
+
+use guard::Guard;
+
+/// An answer to a client.
+pub(crate) type Response = hyper::Response<Body>;
+
+/// Everything a handler may need. One per daemon.
+pub struct Edge {
+    /// What was configured.
+    pub config: Config,
+    /// The database.
+    pub store: Store,
+    /// The upstream.
+    pub ollama: Ollama,
+    /// Whether it is there.
+    pub health: Health,
+    /// What it has installed.
+    pub inventory: Inventory,
+    /// What it has in memory.
+    pub residency: Residency,
+    /// The worker.
+    pub worker: WorkerHandle,
+    /// Time.
+    pub clock: Clock,
+    /// Tasks and the stop.
+    pub tasks: Tasks,
+    /// Who is let in.
+    pub guard: Guard,
+    /// When the daemon started.
+    pub started_at_ms: i64,
+    /// Embeds in flight.
+    embeds: Arc<Semaphore>,
+    /// Embeds that wait for a place.
+    embeds_waiting: AtomicU64,
+    /// Memory for request bodies that are being read.
+    body_budget: Arc<Semaphore>,
+}
+
+/// The parts an [`Edge`] is made of.
+pub struct EdgeParts {
+    /// See [`Edge`].
+    pub config: Config,
+    /// See [`Edge`].
+    pub store: Store,
+    /// See [`Edge`].
+    pub ollama: Ollama,
+    /// See [`Edge`].
+    pub health: Health,
+    /// See [`Edge`].
+    pub inventory: Inventory,
+    /// See [`Edge`].
+    pub residency: Residency,
+    /// See [`Edge`].
+    pub worker: WorkerHandle,
+    /// See [`Edge`].
+    pub clock: Clock,
+    /// See [`Edge`].
+    pub tasks: Tasks,
+    /// See [`Edge`].
+    pub guard: Guard,
+}
+
+impl Edge {
+    /// Puts the parts together.
+    pub fn new(parts: EdgeParts) -> Edge {
+        Edge {
+            embeds: Arc::new(Semaphore::new(parts.config.embed_parallel)),
+            embeds_waiting: AtomicU64::new(0),
+            body_budget: Arc::new(Semaphore::new(body::BUDGET_KIB)),
+            started_at_ms: parts.clock.now_ms(),
+            config: parts.config,
+            store: parts.store,
+            ollama: parts.ollama,
+            health: parts.health,
+            inventory: parts.inventory,
+            residency: parts.residency,
+            worker: parts.worker,
+            clock: parts.clock,
+            tasks: parts.tasks,
+            guard: parts.guard,
+        }
+    }
+
+    fn queue_limits(&self) -> QueueLimits {
+        QueueLimits { jobs_max: self.config.max_queue, bytes_max: self.config.max_queue_bytes }
+    }
+}

@@ -1,0 +1,55 @@
+//! Foreman's own surface: health, readiness, status.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::{Method, Response as HttpResponse, StatusCode};
+use serde_json::{Value, json};
+
+use crate::domain::route::Own;
+use crate::ollama::client::full_body;
+
+use super::{Edge, Response, status};
+
+/// Answers a request to foreman itself.
+pub(super) async fn answer(edge: &Arc<Edge>, own: Own, method: &Method) -> Response {
+    let (code, value) = match own {
+        Own::Health => (StatusCode::OK, health(edge)),
+        Own::Ready => ready(edge),
+        Own::Status => match status::status(edge).await {
+            Ok(value) => (StatusCode::OK, value),
+            Err(fault) => {
+                tracing::error!(db.error = %fault, "the status could not be read");
+                let text = "the database does not answer; try again";
+                (StatusCode::SERVICE_UNAVAILABLE, json!({ "error": text }))
+            }
+        },
+    };
+    let text = format!("{value}\n");
+    let body = if method == Method::HEAD { String::new() } else { text };
+    let mut response = HttpResponse::new(full_body(Bytes::from(body)));
+    *response.status_mut() = code;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+/// 200 while the process serves; `degraded` while the upstream does not.
+fn health(edge: &Edge) -> Value {
+    json!({
+        "status": "ok",
+        "service": "foreman",
+        "version": env!("CARGO_PKG_VERSION"),
+        "degraded": !edge.health.is_up(),
+    })
+}
+
+/// 200 while it can take work: it is not stopping. An upstream that is away does not keep work from being taken.
+fn ready(edge: &Edge) -> (StatusCode, Value) {
+    if edge.tasks.is_draining() {
+        return (StatusCode::SERVICE_UNAVAILABLE, json!({ "ready": false, "reason": "stopping" }));
+    }
+    (StatusCode::OK, json!({ "ready": true, "upstream_up": edge.health.is_up() }))
+}

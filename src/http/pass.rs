@@ -1,0 +1,137 @@
+//! The road of everything that is not queued: relayed both ways as it comes, in constant memory, nothing re-encoded.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::http::request::Parts;
+use hyper::{Request, StatusCode};
+
+use crate::domain::model::ModelName;
+use crate::domain::route::{Effect, error_dialect};
+use crate::ollama::client::{Body, BodyError, SendError, full_body};
+
+use super::answer::relayed;
+use super::error::Told;
+use super::headers::{self, Credentials};
+use super::{Edge, Response, body};
+
+/// A delete request is a name; this is far above any.
+const DELETE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Relays a request with its streamed body.
+pub(super) async fn pass(edge: &Arc<Edge>, request: Request<Incoming>, effect: Effect) -> Response {
+    let dialect = error_dialect(request.uri().path());
+    match effect {
+        Effect::None => {
+            let (parts, body) = request.into_parts();
+            let answer = send(edge, parts, body.map_err(BodyError::from).boxed()).await;
+            answer.map_or_else(|told| told.answer(dialect), |answer| relayed(answer, ()))
+        }
+        Effect::Inventory => {
+            let (parts, body) = request.into_parts();
+            let refresh = RefreshAfter(Arc::clone(edge));
+            let answer = send(edge, parts, body.map_err(BodyError::from).boxed()).await;
+            answer.map_or_else(|told| told.answer(dialect), |answer| relayed(answer, refresh))
+        }
+        Effect::Removal => remove(edge, request).await.unwrap_or_else(|told| told.answer(dialect)),
+    }
+}
+
+/// Sends a request whose body is in memory already.
+pub(super) async fn pass_bytes(edge: &Arc<Edge>, parts: Parts, bytes: Bytes) -> Response {
+    let dialect = error_dialect(parts.uri.path());
+    let answer = send(edge, parts, full_body(bytes)).await;
+    answer.map_or_else(|told| told.answer(dialect), |answer| relayed(answer, ()))
+}
+
+/// Sends a request upstream; a failure is told in words for the client.
+pub(super) async fn send(
+    edge: &Arc<Edge>,
+    mut parts: Parts,
+    body: Body,
+) -> Result<hyper::Response<Incoming>, Told> {
+    headers::for_upstream(&mut parts.headers, credentials(edge));
+    parts.version = hyper::Version::HTTP_11;
+    let outcome = edge.ollama.send(Request::from_parts(parts, body)).await;
+    outcome.map_err(|fault| told(edge, &fault))
+}
+
+/// Whose credentials a client's `Authorization` holds.
+pub(super) fn credentials(edge: &Edge) -> Credentials {
+    match edge.config.token {
+        Some(_) => Credentials::Foremans,
+        None => Credentials::Upstreams,
+    }
+}
+
+fn told(edge: &Edge, fault: &SendError) -> Told {
+    match fault {
+        SendError::Unreachable { .. } => {
+            edge.health.lost(&fault.to_string(), edge.clock.now_ms());
+            let text = format!("ollama is not reachable, the request did not reach it and may be tried again: {fault}");
+            Told::new(StatusCode::BAD_GATEWAY, text).retry_after(5)
+        }
+        SendError::Broken { .. } | SendError::Late { .. } | SendError::Strange { .. } => {
+            let text = format!("ollama did not answer, it may have acted on the request: {fault}");
+            Told::new(StatusCode::BAD_GATEWAY, text)
+        }
+    }
+}
+
+/// Deletes a model. A resident one is unloaded first, at the next job border: its runner would outlive it, and could
+/// then not be unloaded by name.
+async fn remove(edge: &Arc<Edge>, request: Request<Incoming>) -> Result<Response, Told> {
+    let (parts, incoming) = request.into_parts();
+    let read = body::read(edge, incoming, DELETE_BYTES_MAX).await?;
+    if let Some(model) = named_model(&read.bytes)
+        && edge.residency.holds(&model)
+        && edge.health.is_up()
+    {
+        edge.worker.release(model).await;
+    }
+    let refresh = RefreshAfter(Arc::clone(edge));
+    let answer = send(edge, parts, full_body(read.bytes.clone())).await?;
+    Ok(relayed(answer, refresh))
+}
+
+/// The model a delete request names: `model`, or `name` as older clients say.
+fn named_model(body: &[u8]) -> Option<ModelName> {
+    let value: serde_json::Value = serde_json::from_slice(body).ok()?;
+    let member = |wanted: &str| {
+        let members = value.as_object()?;
+        let (_, value) = members.iter().rfind(|(key, _)| key.eq_ignore_ascii_case(wanted))?;
+        value.as_str().filter(|text| !text.is_empty())
+    };
+    let name = member("model").or_else(|| member("name"))?;
+    ModelName::parse(name).ok().map(|parsed| parsed.name)
+}
+
+/// Has the inventory and the residency read again once the answer is out, or its client has left.
+struct RefreshAfter(Arc<Edge>);
+
+impl Drop for RefreshAfter {
+    fn drop(&mut self) {
+        let edge = Arc::clone(&self.0);
+        edge.residency.doubt();
+        let tasks = edge.tasks.clone();
+        tasks.spawn(async move {
+            edge.inventory.refresh().await;
+        });
+    }
+}
+
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_delete_names_its_model_in_either_way() {
+        let llama = ModelName::parse("llama3").unwrap().name;
+        assert_eq!(named_model(br#"{"model":"llama3"}"#), Some(llama.clone()));
+        assert_eq!(named_model(br#"{"name":"LLAMA3:latest"}"#), Some(llama));
+        assert_eq!(named_model(b"{"), None);
+    }
+}

@@ -1,0 +1,203 @@
+//! The road of a queued request: read, peek, place, admit, wait, answer.
+//!
+//! The handler *waits for a job*; it never runs one. When its client leaves, the [`Waiter`] it holds is dropped: a job
+//! that still waits is cancelled and Ollama never hears of it, one in flight is told that nobody wants its answer.
+
+use std::sync::Arc;
+
+use hyper::body::Incoming;
+use hyper::http::request::Parts;
+use hyper::{Request, StatusCode};
+use ulid::Ulid;
+
+use crate::clock;
+use crate::domain::dialect::Dialect;
+use crate::domain::job::{Class, JobId};
+use crate::store::{Admission, NewJob, StoreError};
+use crate::worker::output::{Opening, Output, Refusal};
+
+use super::body::ReadBody;
+use super::error::Told;
+use super::follow;
+use super::headers;
+use super::placement::{Place, Placement, place};
+use super::{Edge, Response, body, pass};
+
+/// When to try again after a full queue: about what a few short jobs take.
+const FULL_RETRY_S: u64 = 10;
+
+/// When to try again after a stop: a restart takes a few seconds.
+const STOPPING_RETRY_S: u64 = 5;
+
+/// Serves a request of a queued route.
+pub(super) async fn queued(
+    edge: &Arc<Edge>,
+    request: Request<Incoming>,
+    dialect: Dialect,
+) -> Response {
+    serve(edge, request, dialect).await.unwrap_or_else(|told| told.answer(dialect))
+}
+
+async fn serve(
+    edge: &Arc<Edge>,
+    request: Request<Incoming>,
+    dialect: Dialect,
+) -> Result<Response, Told> {
+    if edge.tasks.is_draining() {
+        return Err(stopping("nothing was stored"));
+    }
+    let (parts, incoming) = request.into_parts();
+    let read = body::read(edge, incoming, edge.config.body_max).await?;
+    match place(edge, dialect, &parts.headers, &read.bytes).await {
+        Placement::Forward(reason) => {
+            tracing::debug!(http.path = parts.uri.path(), reason, "forwarded beside the queue");
+            Ok(pass::pass_bytes(edge, parts, read.bytes).await)
+        }
+        Placement::Queue(place) => {
+            let waiter = admit(edge, dialect, parts, read, place).await?;
+            wait(edge, dialect, waiter).await
+        }
+    }
+}
+
+/// Stores the job. When this returns, it is on disk.
+async fn admit(
+    edge: &Arc<Edge>,
+    dialect: Dialect,
+    mut parts: Parts,
+    read: ReadBody,
+    place: Place,
+) -> Result<Waiter, Told> {
+    let now_ms = edge.clock.now_ms();
+    let id = JobId(Ulid::from_datetime(clock::system_time(now_ms)));
+    let path_and_query = parts.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
+    headers::for_upstream(&mut parts.headers, pass::credentials(edge));
+    let job = NewJob {
+        id,
+        dialect,
+        kind: place.kind,
+        lane: place.lane.to_string(),
+        model: place.model,
+        class: Class::Interactive,
+        is_streamed: place.is_streamed,
+        path_and_query,
+        headers: headers::to_list(&parts.headers),
+        body: read.bytes.clone(),
+    };
+    // The waiter exists before the job does, so that a client that leaves during the commit is noticed.
+    let mut waiter = Waiter::new(edge, id);
+    let admission = edge.store.admit(job, edge.queue_limits(), now_ms).await;
+    let refused = match admission {
+        Ok(Admission::Admitted { seq }) => {
+            tracing::info!(job.id = %id, job.seq = seq, job.lane = %place.lane, job.dialect = dialect.name(), "job admitted");
+            edge.worker.wake();
+            return Ok(waiter);
+        }
+        Ok(Admission::Full { jobs }) => queue_full(jobs),
+        Err(fault) => not_stored(&fault),
+    };
+    waiter.let_go();
+    edge.worker.outputs().forget(id);
+    Err(refused)
+}
+
+/// Waits until the answer begins, and passes it on.
+async fn wait(edge: &Arc<Edge>, dialect: Dialect, mut waiter: Waiter) -> Result<Response, Told> {
+    let output = Arc::clone(&waiter.output);
+    let opening = tokio::select! {
+        opening = output.opening() => opening,
+        () = stopped_while_waiting(edge, &output) => {
+            waiter.let_go();
+            let id = waiter.id;
+            return Err(stopping(&format!("job {id} stays queued and runs after the restart")));
+        }
+    };
+    match opening {
+        Opening::Answer(head, timings) => {
+            Ok(follow::answer(dialect, head, timings, waiter))
+        }
+        Opening::Refused(refusal) => {
+            waiter.let_go();
+            let mut response = refused(&refusal).answer(dialect);
+            follow::name_job(response.headers_mut(), waiter.id);
+            Ok(response)
+        }
+    }
+}
+
+/// Returns when the daemon stops and the job is not in flight: then its client is sent away and the job stays.
+async fn stopped_while_waiting(edge: &Edge, output: &Output) {
+    edge.tasks.draining().await;
+    output.not_in_flight().await;
+}
+
+fn refused(refusal: &Refusal) -> Told {
+    let status = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::BAD_GATEWAY);
+    Told { status, text: refusal.text.clone(), retry_after_s: refusal.retry_after_s }
+}
+
+fn queue_full(jobs: u64) -> Told {
+    let text = format!("the queue is full ({jobs} jobs wait); nothing was stored, try again later");
+    Told::new(StatusCode::SERVICE_UNAVAILABLE, text).retry_after(FULL_RETRY_S)
+}
+
+fn not_stored(fault: &StoreError) -> Told {
+    tracing::error!(db.error = %fault, "a job could not be stored");
+    let text = "foreman could not store the request; nothing was sent to ollama, try again later";
+    match fault {
+        StoreError::Full => Told::new(StatusCode::INSUFFICIENT_STORAGE, text),
+        _ => Told::new(StatusCode::SERVICE_UNAVAILABLE, text),
+    }
+    .retry_after(FULL_RETRY_S)
+}
+
+fn stopping(what: &str) -> Told {
+    let text = format!("foreman is stopping; {what}; it is safe to try again");
+    Told::new(StatusCode::SERVICE_UNAVAILABLE, text).retry_after(STOPPING_RETRY_S)
+}
+
+/// A client that waits for a job. Dropping it means the client is gone.
+pub(super) struct Waiter {
+    edge: Arc<Edge>,
+    pub(super) id: JobId,
+    pub(super) output: Arc<Output>,
+    is_waiting: bool,
+}
+
+impl Waiter {
+    fn new(edge: &Arc<Edge>, id: JobId) -> Waiter {
+        let output = edge.worker.outputs().open(id);
+        Waiter { edge: Arc::clone(edge), id, output, is_waiting: true }
+    }
+
+    /// From here on the client's leaving means nothing: it has its answer, or the job goes on without it.
+    pub(super) fn let_go(&mut self) {
+        self.is_waiting = false;
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        // While the daemon stops, connections are closed by foreman, not by their clients: the jobs stay.
+        let tasks = &self.edge.tasks;
+        let is_cut_by_us = tasks.is_forced() || (tasks.is_draining() && !self.output.is_in_flight());
+        if !self.is_waiting || is_cut_by_us {
+            return;
+        }
+        self.output.abandon();
+        let (edge, id, output) = (Arc::clone(&self.edge), self.id, Arc::clone(&self.output));
+        let tasks = edge.tasks.clone();
+        tasks.spawn(async move {
+            match edge.store.cancel_waiting(id, edge.clock.now_ms()).await {
+                Ok(true) => {
+                    tracing::info!(job.id = %id, "job cancelled, its client left while it waited");
+                    edge.worker.count_cancelled();
+                    edge.worker.outputs().forget(id);
+                }
+                // In flight or ended: the worker sees the abandoned output.
+                Ok(false) => drop(output),
+                Err(fault) => tracing::warn!(job.id = %id, db.error = %fault, "job not cancelled"),
+            }
+        });
+    }
+}

@@ -1,0 +1,87 @@
+//! One request from guard to answer.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, AUTHORIZATION, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
+use hyper::{Method, Request, Response as HttpResponse, StatusCode};
+use subtle::ConstantTimeEq;
+
+use crate::config::Secret;
+use crate::domain::route::{Own, Route, allowed_methods, error_dialect, route};
+use crate::ollama::client::empty_body;
+
+use super::error::Told;
+use super::guard::Admission;
+use super::headers::X_API_KEY;
+use super::{Edge, Response, embed, own, pass, queued};
+
+/// Serves one request. Never fails: every fault is an answer.
+pub(super) async fn handle(
+    edge: Arc<Edge>,
+    request: Request<Incoming>,
+) -> Result<Response, Infallible> {
+    let cors = match edge.guard.admit(request.method(), request.headers(), request.uri()) {
+        Admission::Pass(cors) => cors,
+        Admission::Refuse(refusal) => {
+            tracing::debug!(http.path = request.uri().path(), reason = refusal.reason, "refused");
+            let mut response = bare(refusal.status);
+            refusal.cors.apply(response.headers_mut());
+            return Ok(response);
+        }
+        Admission::Preflight(headers) => return Ok(preflight(request.uri().path(), headers)),
+    };
+    let mut response = admitted(&edge, request).await;
+    cors.apply(response.headers_mut());
+    Ok(response)
+}
+
+async fn admitted(edge: &Arc<Edge>, request: Request<Incoming>) -> Response {
+    let road = route(request.method().as_str(), request.uri().path());
+    if road != Route::Own(Own::Health)
+        && let Some(secret) = &edge.config.token
+        && !is_authorised(request.headers(), secret)
+    {
+        return unauthorised(request.uri().path());
+    }
+    match road {
+        Route::Queued(dialect) => queued::queued(edge, request, dialect).await,
+        Route::Embed(dialect) => embed::embed(edge, request, dialect).await,
+        Route::Pass(_) if request.method() == Method::CONNECT => bare(StatusCode::NOT_IMPLEMENTED),
+        Route::Pass(effect) => pass::pass(edge, request, effect).await,
+        Route::Own(own) => own::answer(edge, own, request.method()).await,
+    }
+}
+
+/// Compares in constant time, so that a wrong token tells nothing about the right one.
+fn is_authorised(headers: &HeaderMap, secret: &Secret) -> bool {
+    let bearer = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes).and_then(|value| {
+        let (scheme, token) = value.split_at_checked("Bearer ".len())?;
+        scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token)
+    });
+    let given = bearer.or_else(|| headers.get(X_API_KEY).map(HeaderValue::as_bytes));
+    given.is_some_and(|token| bool::from(token.ct_eq(secret.expose().as_bytes())))
+}
+
+fn unauthorised(path: &str) -> Response {
+    let told = Told::new(StatusCode::UNAUTHORIZED, "foreman asks for a bearer token (FOREMAN_TOKEN)");
+    let mut response = told.answer(error_dialect(path));
+    response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    response
+}
+
+fn preflight(path: &str, headers: HeaderMap) -> Response {
+    let mut response = bare(StatusCode::NO_CONTENT);
+    *response.headers_mut() = headers;
+    if let Some(methods) = allowed_methods(path) {
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static(methods));
+    }
+    response
+}
+
+fn bare(status: StatusCode) -> Response {
+    let mut response = HttpResponse::new(empty_body());
+    *response.status_mut() = status;
+    response
+}

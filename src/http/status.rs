@@ -1,0 +1,145 @@
+//! The picture of what is going on, for `foreman status`: a stable JSON contract (docs/status.md).
+
+use std::sync::atomic::Ordering;
+
+use serde_json::{Value, json};
+
+use crate::clock::rfc3339;
+use crate::domain::schedule::{Board, Lane, LaneHead, service_order};
+use crate::ollama::health::Upstream;
+use crate::store::{LaneSummary, OpenJob, StoreError};
+
+use super::Edge;
+
+/// Waiting jobs listed one by one; the lanes count them all.
+const JOBS_LISTED_MAX: usize = 100;
+
+/// The status document.
+pub(super) async fn status(edge: &Edge) -> Result<Value, StoreError> {
+    let overview = edge.store.overview(JOBS_LISTED_MAX).await?;
+    let now_ms = edge.clock.now_ms();
+    let depth: u64 = overview.lanes.iter().map(|lane| lane.depth).sum();
+    let order = order(edge, &overview.lanes);
+    Ok(json!({
+        "service": "foreman",
+        "version": env!("CARGO_PKG_VERSION"),
+        "now": rfc3339(now_ms),
+        "started_at": rfc3339(edge.started_at_ms),
+        "is_draining": edge.tasks.is_draining(),
+        "upstream": upstream(edge),
+        "resident": resident(edge),
+        "running": overview.live.iter().map(|job| running(edge, job, now_ms)).collect::<Vec<_>>(),
+        "queue": {
+            "depth": depth,
+            "lanes": lanes(&overview.lanes, &order, now_ms),
+            "jobs": waiting(&overview.waiting, &order, now_ms),
+        },
+        "since_start": edge.worker.counts().as_json(),
+        "embeds": {
+            "in_flight": edge.config.embed_parallel - edge.embeds.available_permits().min(edge.config.embed_parallel),
+            "waiting": edge.embeds_waiting.load(Ordering::Relaxed),
+        },
+        "stored": overview.jobs_by_state.iter().map(|(state, jobs)| (state.clone(), json!(jobs)))
+            .collect::<serde_json::Map<String, Value>>(),
+    }))
+}
+
+fn upstream(edge: &Edge) -> Value {
+    let url = edge.ollama.url().to_string();
+    let installed = edge.inventory.installed();
+    match edge.health.now() {
+        Upstream::Unknown => {
+            json!({ "url": url, "state": "unknown", "since": null, "version": null, "reason": null, "models": installed })
+        }
+        Upstream::Up { version, since_ms } => {
+            json!({ "url": url, "state": "up", "since": rfc3339(since_ms), "version": version, "reason": null, "models": installed })
+        }
+        Upstream::Down { reason, since_ms } => {
+            json!({ "url": url, "state": "down", "since": rfc3339(since_ms), "version": null, "reason": reason, "models": installed })
+        }
+    }
+}
+
+fn resident(edge: &Edge) -> Vec<Value> {
+    edge.residency
+        .entries()
+        .into_iter()
+        .map(|entry| {
+            json!({
+                "model": entry.resident.model.to_string(),
+                "key": entry.resident.key.map(|key| key.to_string()),
+                "since": rfc3339(entry.since_ms),
+                "is_embedder": entry.resident.is_embedder,
+            })
+        })
+        .collect()
+}
+
+fn running(edge: &Edge, job: &OpenJob, now_ms: i64) -> Value {
+    let bytes = job.id.parse().ok().and_then(|id| edge.worker.outputs().find(id));
+    json!({
+        "id": job.id,
+        "state": job.state,
+        "lane": job.lane,
+        "model": job.model,
+        "dialect": job.dialect,
+        "attempt": job.attempts,
+        "queued_for_ms": job.claimed_at_ms.unwrap_or(now_ms) - job.created_at_ms,
+        "running_for_ms": job.claimed_at_ms.map_or(0, |at_ms| now_ms - at_ms),
+        "answer_bytes": bytes.map_or(0, |output| output.bytes()),
+    })
+}
+
+/// The lanes in the order in which they would be served.
+fn order(edge: &Edge, lanes: &[LaneSummary]) -> Vec<String> {
+    let heads = lanes.iter().map(|lane| LaneHead {
+        lane: Lane::from_text(&lane.lane),
+        oldest_seq: lane.oldest_seq,
+    });
+    let board = Board { lanes: heads.collect(), resident: edge.residency.board() };
+    service_order(&board).iter().map(ToString::to_string).collect()
+}
+
+fn lanes(lanes: &[LaneSummary], order: &[String], now_ms: i64) -> Vec<Value> {
+    let mut sorted: Vec<&LaneSummary> = lanes.iter().collect();
+    sorted.sort_by_key(|lane| place_of(order, &lane.lane));
+    sorted
+        .into_iter()
+        .zip(1..)
+        .map(|(lane, position)| {
+            json!({
+                "lane": lane.lane,
+                "position": position,
+                "depth": lane.depth,
+                "delayed": lane.delayed,
+                "oldest_age_ms": (now_ms - lane.oldest_at_ms).max(0),
+            })
+        })
+        .collect()
+}
+
+fn waiting(jobs: &[OpenJob], order: &[String], now_ms: i64) -> Vec<Value> {
+    let mut sorted: Vec<&OpenJob> = jobs.iter().collect();
+    sorted.sort_by_key(|job| (place_of(order, &job.lane), job.seq));
+    sorted
+        .into_iter()
+        .zip(1..)
+        .map(|(job, position)| {
+            json!({
+                "id": job.id,
+                "position": position,
+                "lane": job.lane,
+                "model": job.model,
+                "dialect": job.dialect,
+                "age_ms": (now_ms - job.created_at_ms).max(0),
+                "attempts": job.attempts,
+                "not_before": (job.not_before_ms > now_ms).then(|| rfc3339(job.not_before_ms)),
+                "last_error": job.last_error,
+            })
+        })
+        .collect()
+}
+
+fn place_of(order: &[String], lane: &str) -> usize {
+    order.iter().position(|other| other == lane).unwrap_or(usize::MAX)
+}

@@ -1,0 +1,17 @@
+//! foreman: a transparent proxy in front of one Ollama that turns every request for the GPU into a durable job and serves
+//! the jobs model by model.
+//!
+//! The map is in ARCHITECTURE.md; in short, imports go one way:
+//! [`domain`] (pure) → [`clock`], [`shutdown`] → [`store`], [`ollama`] → [`worker`] → [`http`] → [`config`] → [`app`] →
+//! [`cli`].
+
+pub mod app;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod domain;
+pub mod http;
+pub mod ollama;
+pub mod shutdown;
+pub mod store;
+pub mod worker;

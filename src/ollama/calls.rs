@@ -1,0 +1,308 @@
+//! Foreman's own calls to Ollama: metadata, and the empty requests that load and unload.
+//!
+//! Each is on foreman's own connection with foreman's own time limit: a client that leaves during a load that hangs on
+//! its connection would kill the load for everyone.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Limited};
+use hyper::header::CONTENT_TYPE;
+use hyper::{Method, Request};
+use serde_json::{Map, Value, json};
+
+use crate::domain::model::{LoadKey, ModelName};
+
+use super::client::{Ollama, SendError, empty_body, full_body};
+
+/// Metadata answers: a tags list of thousands of models is a few MB.
+const METADATA_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// `GET /` and `/api/version` are answered from memory; Ollama that listens before it is ready hangs here.
+const PING_LIMIT: Duration = Duration::from_secs(5);
+
+/// `/api/ps` waits for locks that are held during swaps.
+pub const PS_LIMIT: Duration = Duration::from_secs(1);
+
+/// `/api/tags` waits for a cache to fill at Ollama's start.
+const TAGS_LIMIT: Duration = Duration::from_secs(10);
+
+/// An unload request is answered at once; the runner dies later.
+const UNLOAD_LIMIT: Duration = Duration::from_secs(10);
+
+/// A status and the whole body.
+#[derive(Debug, Clone)]
+pub struct Reply {
+    /// HTTP status.
+    pub status: u16,
+    /// The body.
+    pub body: Bytes,
+}
+
+impl Reply {
+    /// Ollama's own error text, or the body as it is.
+    pub fn error_text(&self) -> String {
+        error_text(&self.body)
+    }
+}
+
+/// One entry of `/api/ps`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PsModel {
+    /// Canonical name.
+    pub model: ModelName,
+    /// Digest of the manifest, bare hex.
+    pub digest: String,
+    /// Bytes it holds in GPU memory.
+    pub size_vram: u64,
+    /// The context length it runs with, where told.
+    pub context_length: Option<i64>,
+}
+
+/// One entry of `/api/tags`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TagsModel {
+    /// Canonical name.
+    pub model: ModelName,
+    /// The name as Ollama spells it.
+    pub display: String,
+    /// Digest of the manifest, bare hex.
+    pub digest: String,
+    /// What it can do; `None` where this Ollama does not say.
+    pub capabilities: Option<Vec<String>>,
+    /// Whether it runs in a cloud: then it never touches the GPU.
+    pub is_remote: bool,
+}
+
+impl Ollama {
+    /// Whether it serves: an answered `GET /`. A connect alone says nothing, since Ollama listens before it is ready.
+    ///
+    /// # Errors
+    /// Any [`SendError`].
+    pub async fn ping(&self) -> Result<(), SendError> {
+        let reply = self.get("/", PING_LIMIT).await?;
+        if reply.status >= 500 {
+            return Err(self.strange(&format!("status {} to GET /", reply.status)));
+        }
+        Ok(())
+    }
+
+    /// Its version; `unknown` where it does not say.
+    ///
+    /// # Errors
+    /// Any [`SendError`].
+    pub async fn version(&self) -> Result<String, SendError> {
+        let reply = self.get("/api/version", PING_LIMIT).await?;
+        let parsed: Option<Value> = serde_json::from_slice(&reply.body).ok();
+        let version = parsed.as_ref().and_then(|value| value["version"].as_str());
+        Ok(version.unwrap_or("unknown").to_owned())
+    }
+
+    /// What is in its memory. A model that is still loading is not listed; a runner that died may still be.
+    ///
+    /// # Errors
+    /// Any [`SendError`]; [`SendError::Late`] after a second is usual during swaps.
+    pub async fn ps(&self) -> Result<Vec<PsModel>, SendError> {
+        let value = self.get_json("/api/ps", PS_LIMIT).await?;
+        Ok(entries(&value).filter_map(ps_model).collect())
+    }
+
+    /// What is installed.
+    ///
+    /// # Errors
+    /// Any [`SendError`].
+    pub async fn tags(&self) -> Result<Vec<TagsModel>, SendError> {
+        let value = self.get_json("/api/tags", TAGS_LIMIT).await?;
+        Ok(entries(&value).filter_map(tags_model).collect())
+    }
+
+    /// What a model can do, from `/api/show`; `None` if it does not say.
+    ///
+    /// # Errors
+    /// Any [`SendError`].
+    pub async fn capabilities(&self, model: &str) -> Result<Option<Vec<String>>, SendError> {
+        let body = json!({ "model": model });
+        let reply = self.post("/api/show", &body, TAGS_LIMIT).await?;
+        let value: Value = serde_json::from_slice(&reply.body).unwrap_or(Value::Null);
+        Ok(texts(&value["capabilities"]))
+    }
+
+    /// Makes a key resident with an empty generate request that carries exactly the key's runner options and the pin
+    /// (`keep_alive: -1` as a JSON number; the string is refused). Returns when it is loaded.
+    ///
+    /// # Errors
+    /// Any [`SendError`]. An HTTP error is a [`Reply`], not an error.
+    pub async fn load(
+        &self,
+        name: &str,
+        key: &LoadKey,
+        limit: Duration,
+    ) -> Result<Reply, SendError> {
+        self.post("/api/generate", &load_body(name, key), limit).await
+    }
+
+    /// Makes an embedding model resident and pins it: an embed request without input.
+    ///
+    /// # Errors
+    /// Any [`SendError`]. An HTTP error is a [`Reply`], not an error.
+    pub async fn load_embedder(&self, name: &str, limit: Duration) -> Result<Reply, SendError> {
+        self.post("/api/embed", &json!({ "model": name, "keep_alive": -1 }), limit).await
+    }
+
+    /// Asks Ollama to unload a model. It answers at once; the runner dies when its users are done.
+    ///
+    /// # Errors
+    /// Any [`SendError`]. An HTTP error (404 for a deleted model) is a [`Reply`], not an error.
+    pub async fn unload(&self, name: &str) -> Result<Reply, SendError> {
+        let body = json!({ "model": name, "keep_alive": 0, "stream": false });
+        self.post("/api/generate", &body, UNLOAD_LIMIT).await
+    }
+
+    async fn get_json(&self, path: &str, limit: Duration) -> Result<Value, SendError> {
+        let reply = self.get(path, limit).await?;
+        if reply.status != 200 {
+            return Err(self.strange(&format!("status {} to GET {path}", reply.status)));
+        }
+        serde_json::from_slice(&reply.body).map_err(|fault| self.strange(&fault))
+    }
+
+    /// A `GET` with its whole answer.
+    ///
+    /// # Errors
+    /// Any [`SendError`].
+    pub async fn get(&self, path: &str, limit: Duration) -> Result<Reply, SendError> {
+        let request = Request::get(path).body(empty_body()).map_err(|fault| self.strange(&fault))?;
+        self.whole(request, limit).await
+    }
+
+    async fn post(&self, path: &str, body: &Value, limit: Duration) -> Result<Reply, SendError> {
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(path)
+            .header(CONTENT_TYPE, "application/json")
+            .body(full_body(Bytes::from(body.to_string())))
+            .map_err(|fault| self.strange(&fault))?;
+        self.whole(request, limit).await
+    }
+
+    async fn whole(
+        &self,
+        request: Request<super::client::Body>,
+        limit: Duration,
+    ) -> Result<Reply, SendError> {
+        let exchange = async {
+            let response = self.send(request).await?;
+            let status = response.status().as_u16();
+            let body = Limited::new(response.into_body(), METADATA_BYTES_MAX)
+                .collect()
+                .await
+                .map_err(|fault| self.broken(fault.as_ref()))?;
+            Ok(Reply { status, body: body.to_bytes() })
+        };
+        tokio::time::timeout(limit, exchange).await.map_err(|_| self.late(limit))?
+    }
+}
+
+/// The text of an error answer in any of Ollama's shapes, or the body as text.
+pub fn error_text(body: &[u8]) -> String {
+    let parsed: Option<Value> = serde_json::from_slice(body).ok();
+    let told = parsed.as_ref().and_then(|value| match &value["error"] {
+        Value::String(text) => Some(text.clone()),
+        Value::Object(members) => members.get("message")?.as_str().map(str::to_owned),
+        _ => None,
+    });
+    told.unwrap_or_else(|| String::from_utf8_lossy(body).trim().to_owned())
+}
+
+fn load_body(name: &str, key: &LoadKey) -> Value {
+    let options = key.options;
+    let numbers = [
+        ("num_ctx", options.num_ctx),
+        ("num_batch", options.num_batch),
+        ("num_gpu", options.num_gpu),
+        ("num_thread", options.num_thread),
+        ("main_gpu", options.main_gpu),
+        ("draft_num_predict", options.draft_num_predict),
+    ];
+    let mut members: Map<String, Value> = numbers
+        .into_iter()
+        .filter_map(|(name, value)| value.map(|value| (name.to_owned(), Value::from(value))))
+        .collect();
+    if let Some(use_mmap) = options.use_mmap {
+        members.insert("use_mmap".to_owned(), Value::Bool(use_mmap));
+    }
+    let mut body = json!({ "model": name, "keep_alive": -1, "stream": false });
+    if !members.is_empty() {
+        body["options"] = Value::Object(members);
+    }
+    if let Some(shift) = options.shift {
+        body["shift"] = Value::Bool(shift);
+    }
+    body
+}
+
+fn entries(value: &Value) -> impl Iterator<Item = &Value> {
+    value["models"].as_array().into_iter().flatten()
+}
+
+fn ps_model(entry: &Value) -> Option<PsModel> {
+    Some(PsModel {
+        model: ModelName::parse_listed(entry["name"].as_str()?).ok()?,
+        digest: entry["digest"].as_str().unwrap_or_default().to_owned(),
+        size_vram: entry["size_vram"].as_u64().unwrap_or(0),
+        context_length: entry["context_length"].as_i64(),
+    })
+}
+
+fn tags_model(entry: &Value) -> Option<TagsModel> {
+    let display = entry["name"].as_str()?;
+    let is_remote = entry["remote_host"].as_str().is_some_and(|host| !host.is_empty())
+        || entry["remote_model"].as_str().is_some_and(|model| !model.is_empty());
+    Some(TagsModel {
+        model: ModelName::parse_listed(display).ok()?,
+        display: display.to_owned(),
+        digest: entry["digest"].as_str().unwrap_or_default().to_owned(),
+        capabilities: texts(&entry["capabilities"]),
+        is_remote,
+    })
+}
+
+fn texts(value: &Value) -> Option<Vec<String>> {
+    let items = value.as_array()?;
+    Some(items.iter().filter_map(|item| item.as_str().map(str::to_owned)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::model::RunnerOptions;
+
+    #[test]
+    fn a_load_carries_exactly_the_keys_options_and_a_numeric_pin() {
+        let model = ModelName::parse("llama3").unwrap().name;
+        let options = RunnerOptions {
+            num_ctx: Some(8192),
+            use_mmap: Some(false),
+            shift: Some(false),
+            ..RunnerOptions::default()
+        };
+        let body = load_body("llama3:latest", &LoadKey::new(model.clone(), options));
+        let expected = json!({
+            "model": "llama3:latest", "keep_alive": -1, "stream": false, "shift": false,
+            "options": { "num_ctx": 8192, "use_mmap": false },
+        });
+        assert_eq!(body, expected);
+        let plain = LoadKey::new(model, RunnerOptions::default());
+        assert_eq!(
+            load_body("llama3", &plain),
+            json!({ "model": "llama3", "keep_alive": -1, "stream": false })
+        );
+    }
+
+    #[test]
+    fn error_texts_are_found_in_every_shape() {
+        assert_eq!(error_text(br#"{"error":"no"}"#), "no");
+        assert_eq!(error_text(br#"{"error":{"message":"nope","type":"x"}}"#), "nope");
+        assert_eq!(error_text(b"404 page not found"), "404 page not found");
+    }
+}

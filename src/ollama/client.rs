@@ -1,0 +1,184 @@
+//! The connection pool to the one upstream. Everything that reaches Ollama goes through [`Ollama::send`].
+//!
+//! It sends the upstream's own `Host`, because a loopback Ollama refuses any other, and its own bearer token where one
+//! is configured. It has no total time limit: minutes to the first byte are normal.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Empty, Full};
+use hyper::body::Incoming;
+use hyper::header::{AUTHORIZATION, HOST, HeaderValue};
+use hyper::{Request, Response, Uri};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+
+use super::url::UpstreamUrl;
+
+/// A body on its way to or from the upstream. The error is whatever broke it.
+pub type Body = BoxBody<Bytes, BodyError>;
+
+/// Why a body ended early.
+pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A laptop that sleeps does not answer a connect at all; a live host on a home network answers in milliseconds.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+
+/// Idle connections are dropped after this, well within the patience of proxies that may stand in between.
+const POOL_IDLE: Duration = Duration::from_secs(30);
+
+/// Idle connections kept: the usual number of embeds in flight.
+const POOL_IDLE_MAX: usize = 64;
+
+/// The upstream. Clones share the pool.
+#[derive(Debug, Clone)]
+pub struct Ollama {
+    client: Client<HttpConnector, Body>,
+    url: UpstreamUrl,
+    host: HeaderValue,
+    authorization: Option<HeaderValue>,
+}
+
+/// Why a request got no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    /// No connection could be made: the upstream never saw the request, it is safe to send it again.
+    #[error("cannot connect to {url}: {cause}")]
+    Unreachable {
+        /// The upstream.
+        url: String,
+        /// What the system said.
+        cause: String,
+    },
+    /// The connection broke before an answer came.
+    #[error("the connection to {url} broke before an answer came: {cause}")]
+    Broken {
+        /// The upstream.
+        url: String,
+        /// What happened.
+        cause: String,
+    },
+    /// No answer within the time limit of this call.
+    #[error("{url} did not answer within {limit_ms} ms")]
+    Late {
+        /// The upstream.
+        url: String,
+        /// The limit.
+        limit_ms: u128,
+    },
+    /// The answer is not what Ollama answers.
+    #[error("{url} answered strangely: {cause}")]
+    Strange {
+        /// The upstream.
+        url: String,
+        /// What was wrong.
+        cause: String,
+    },
+}
+
+impl Ollama {
+    /// A pool with no connection yet.
+    ///
+    /// # Errors
+    /// If the token cannot stand in a header.
+    pub fn new(url: UpstreamUrl, token: Option<&str>) -> Result<Ollama, String> {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(CONNECT_LIMIT));
+        let client = Client::builder(TokioExecutor::new())
+            .pool_idle_timeout(POOL_IDLE)
+            .pool_max_idle_per_host(POOL_IDLE_MAX)
+            .pool_timer(TokioTimer::new())
+            .http1_title_case_headers(true)
+            .set_host(false)
+            .build(connector);
+        let host = url.host_header();
+        let authorization = token.map(bearer).transpose()?;
+        Ok(Ollama { client, url, host, authorization })
+    }
+
+    /// Where it is.
+    pub fn url(&self) -> &UpstreamUrl {
+        &self.url
+    }
+
+    /// Whether foreman authenticates itself; then a client's own `Authorization` is not passed on.
+    pub fn has_token(&self) -> bool {
+        self.authorization.is_some()
+    }
+
+    /// Sends a request whose URI is a path and query. Sets `Host` and, where configured, `Authorization`.
+    ///
+    /// Cancellation: dropping the future, or later the answer's body, closes the connection, which is how Ollama is told
+    /// to stop.
+    ///
+    /// # Errors
+    /// [`SendError::Unreachable`] or [`SendError::Broken`].
+    pub async fn send(&self, mut request: Request<Body>) -> Result<Response<Incoming>, SendError> {
+        let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+        let joined = self.url.join(path);
+        *request.uri_mut() = joined.parse::<Uri>().map_err(|fault| self.strange(&fault))?;
+        request.headers_mut().insert(HOST, self.host.clone());
+        if let Some(authorization) = &self.authorization {
+            request.headers_mut().insert(AUTHORIZATION, authorization.clone());
+        }
+        self.client.request(request).await.map_err(|fault| {
+            let url = self.url.to_string();
+            let cause = chain(&fault);
+            match fault.is_connect() {
+                true => SendError::Unreachable { url, cause },
+                false => SendError::Broken { url, cause },
+            }
+        })
+    }
+
+    /// An error about an answer of the wrong shape.
+    pub(super) fn strange(&self, cause: &dyn std::fmt::Display) -> SendError {
+        SendError::Strange { url: self.url.to_string(), cause: cause.to_string() }
+    }
+
+    /// An error about an answer that did not come in time.
+    pub(super) fn late(&self, limit: Duration) -> SendError {
+        SendError::Late { url: self.url.to_string(), limit_ms: limit.as_millis() }
+    }
+
+    /// An error about a connection that broke.
+    pub(super) fn broken(&self, cause: &(dyn std::error::Error + 'static)) -> SendError {
+        SendError::Broken { url: self.url.to_string(), cause: chain(cause) }
+    }
+}
+
+/// An empty body.
+pub fn empty_body() -> Body {
+    Empty::new().map_err(|never| match never {}).boxed()
+}
+
+/// A body that is already in memory; sent with a Content-Length, because with a chunked body Ollama may not notice that
+/// foreman hangs up.
+pub fn full_body(bytes: Bytes) -> Body {
+    Full::new(bytes).map_err(|never| match never {}).boxed()
+}
+
+fn bearer(token: &str) -> Result<HeaderValue, String> {
+    let mut value = HeaderValue::from_str(&format!("Bearer {token}"))
+        .map_err(|_| "the token cannot stand in a header".to_owned())?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// An error with its causes, in one line.
+pub fn chain(fault: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = fault.to_string();
+    let mut cause = fault.source();
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text.push_str(": ");
+            text.push_str(&inner_text);
+        }
+        cause = inner.source();
+    }
+    text
+}

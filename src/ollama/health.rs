@@ -1,0 +1,129 @@
+//! Whether the upstream is there. One monitor task owns the answer; everyone else watches it or tells it a suspicion.
+//!
+//! An upstream that is away (a laptop that sleeps) is a state of the daemon, not a fault of a job: the worker pauses and
+//! the monitor probes, said plainly in the log once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+
+use super::client::{Ollama, SendError};
+
+/// What is known about the upstream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Upstream {
+    /// It was not asked yet.
+    Unknown,
+    /// It serves.
+    Up {
+        /// Its version.
+        version: String,
+        /// Since when, in milliseconds since 1970.
+        since_ms: i64,
+    },
+    /// It does not.
+    Down {
+        /// Why, for people.
+        reason: String,
+        /// Since when, in milliseconds since 1970.
+        since_ms: i64,
+    },
+}
+
+/// The shared state.
+#[derive(Clone)]
+pub struct Health {
+    state: Arc<watch::Sender<Upstream>>,
+    suspicion: Arc<Notify>,
+}
+
+impl Default for Health {
+    fn default() -> Health {
+        Health { state: Arc::new(watch::Sender::new(Upstream::Unknown)), suspicion: Arc::default() }
+    }
+}
+
+impl Health {
+    /// The state now.
+    pub fn now(&self) -> Upstream {
+        self.state.borrow().clone()
+    }
+
+    /// Whether the upstream serves, as far as known.
+    pub fn is_up(&self) -> bool {
+        matches!(*self.state.borrow(), Upstream::Up { .. })
+    }
+
+    /// Returns when the upstream serves. Cancel-safe.
+    pub async fn up(&self) {
+        let mut state = self.state.subscribe();
+        // The sender lives as long as this `Health`, so the wait cannot fail.
+        drop(state.wait_for(|state| matches!(state, Upstream::Up { .. })).await);
+    }
+
+    /// Tells that a connection could not be made: the upstream counts as down until a probe succeeds.
+    pub fn lost(&self, reason: &str, now_ms: i64) {
+        self.go_down(reason, now_ms);
+        self.suspicion.notify_one();
+    }
+
+    /// Waits for a suspicion or the end of `pause`, whichever is first.
+    pub async fn pause(&self, pause: Duration) {
+        drop(tokio::time::timeout(pause, self.suspicion.notified()).await);
+    }
+
+    /// Asks the upstream once and notes the outcome. Whether it has just come up.
+    pub async fn probe(&self, ollama: &Ollama, now_ms: impl Fn() -> i64) -> Probed {
+        match ask(ollama).await {
+            Ok(version) if self.is_up() => {
+                self.state.send_if_modified(|state| match state {
+                    Upstream::Up { version: known, .. } if *known != version => {
+                        *known = version;
+                        true
+                    }
+                    _ => false,
+                });
+                Probed::StillUp
+            }
+            Ok(version) => {
+                tracing::info!(upstream.url = %ollama.url(), upstream.version = %version, "ollama is up");
+                self.state.send_replace(Upstream::Up { version, since_ms: now_ms() });
+                Probed::CameUp
+            }
+            Err(fault) => {
+                self.go_down(&fault.to_string(), now_ms());
+                Probed::Down
+            }
+        }
+    }
+
+    fn go_down(&self, reason: &str, now_ms: i64) {
+        let went_down = self.state.send_if_modified(|state| match state {
+            Upstream::Down { .. } => false,
+            Upstream::Unknown | Upstream::Up { .. } => {
+                *state = Upstream::Down { reason: reason.to_owned(), since_ms: now_ms };
+                true
+            }
+        });
+        if went_down {
+            tracing::warn!(upstream.error = %reason, "ollama does not answer; jobs wait until it is back");
+        }
+    }
+}
+
+/// The outcome of a probe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Probed {
+    /// It has come up, for the first time or again.
+    CameUp,
+    /// It was up and is.
+    StillUp,
+    /// It does not answer.
+    Down,
+}
+
+async fn ask(ollama: &Ollama) -> Result<String, SendError> {
+    ollama.ping().await?;
+    ollama.version().await
+}

@@ -1,0 +1,234 @@
+//! What the upstream holds in memory, as far as known: from `/api/ps`, and from what the worker did since.
+//!
+//! `/api/ps` names models, not runner options: a model that foreman did not load itself is resident with *unknown*
+//! options. A snapshot of ps that was asked for before the worker changed something is thrown away.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::domain::model::{LoadKey, ModelName};
+use crate::domain::schedule::Resident;
+
+use super::calls::PsModel;
+
+/// A model in memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// What the scheduler sees of it.
+    pub resident: Resident,
+    /// When foreman loaded or first saw it.
+    pub since_ms: i64,
+    /// When a job last used it.
+    pub used_at_ms: i64,
+    /// Unload it after this much idle time; `None` is never.
+    pub idle_limit: Option<Duration>,
+    /// A client asked for `keep_alive: 0`: unload it as soon as its lane is empty.
+    pub is_released_when_dry: bool,
+}
+
+/// The shared picture. The worker changes it; the poll corrects it; status shows it.
+#[derive(Debug, Clone, Default)]
+pub struct Residency {
+    inner: Arc<Mutex<Inner>>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    entries: Vec<Entry>,
+    /// Raised by every change the worker makes.
+    version: u64,
+    /// Something happened that ps must be asked about before the next decision.
+    is_stale: bool,
+}
+
+/// When a ps snapshot was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AskedAt(u64);
+
+impl Residency {
+    /// To be called before ps is asked.
+    pub fn asking(&self) -> AskedAt {
+        AskedAt(self.lock().version)
+    }
+
+    /// Takes a ps snapshot over. Returns the keys that are gone though foreman did not unload them.
+    pub fn reconcile(
+        &self,
+        asked: AskedAt,
+        ps: &[PsModel],
+        is_embedder: impl Fn(&ModelName) -> bool,
+        now_ms: i64,
+    ) -> Vec<LoadKey> {
+        let mut inner = self.lock();
+        if inner.version != asked.0 {
+            return Vec::new();
+        }
+        inner.is_stale = false;
+        let (kept, gone): (Vec<Entry>, Vec<Entry>) = std::mem::take(&mut inner.entries)
+            .into_iter()
+            .partition(|entry| ps.iter().any(|model| model.model == entry.resident.model));
+        inner.entries = kept;
+        for model in ps {
+            let embedder = is_embedder(&model.model);
+            match inner.entries.iter_mut().find(|entry| entry.resident.model == model.model) {
+                Some(entry) => {
+                    entry.resident.is_embedder = embedder;
+                    forget_options_that_differ(entry, model);
+                }
+                None => inner.entries.push(found(model, embedder, now_ms)),
+            }
+        }
+        gone.into_iter().filter_map(|entry| entry.resident.key).collect()
+    }
+
+    /// Notes that foreman loaded a key.
+    pub fn loaded(&self, key: &LoadKey, idle_limit: Option<Duration>, now_ms: i64) {
+        let mut inner = self.lock();
+        inner.version += 1;
+        inner.entries.retain(|entry| entry.resident.model != key.model);
+        let resident =
+            Resident { model: key.model.clone(), key: Some(key.clone()), is_embedder: false };
+        inner.entries.push(Entry {
+            resident,
+            since_ms: now_ms,
+            used_at_ms: now_ms,
+            idle_limit,
+            is_released_when_dry: false,
+        });
+    }
+
+    /// Notes that a model is out of memory.
+    pub fn unloaded(&self, model: &ModelName) {
+        let mut inner = self.lock();
+        inner.version += 1;
+        inner.entries.retain(|entry| entry.resident.model != *model);
+    }
+
+    /// Notes that a job used a key.
+    pub fn used(&self, key: &LoadKey, now_ms: i64) {
+        self.with(&key.model, |entry| entry.used_at_ms = now_ms);
+    }
+
+    /// Sets after how much idle time a key goes; `None` is never.
+    pub fn keep(&self, key: &LoadKey, idle_limit: Option<Duration>) {
+        self.with(&key.model, |entry| entry.idle_limit = idle_limit);
+    }
+
+    /// Notes that a key shall go once its lane is empty.
+    pub fn release_when_dry(&self, key: &LoadKey) {
+        self.with(&key.model, |entry| entry.is_released_when_dry = true);
+    }
+
+    /// Notes that ps must be asked before the next decision.
+    pub fn doubt(&self) {
+        self.lock().is_stale = true;
+    }
+
+    /// Whether ps must be asked before the next decision.
+    pub fn is_stale(&self) -> bool {
+        self.lock().is_stale
+    }
+
+    /// Forgets everything: the upstream went away, and its runners with it.
+    pub fn clear(&self) {
+        let mut inner = self.lock();
+        inner.version += 1;
+        inner.entries.clear();
+        inner.is_stale = true;
+    }
+
+    /// What the scheduler sees.
+    pub fn board(&self) -> Vec<Resident> {
+        self.lock().entries.iter().map(|entry| entry.resident.clone()).collect()
+    }
+
+    /// All entries.
+    pub fn entries(&self) -> Vec<Entry> {
+        self.lock().entries.clone()
+    }
+
+    /// Whether a model is in memory as far as known.
+    pub fn holds(&self, model: &ModelName) -> bool {
+        self.lock().entries.iter().any(|entry| entry.resident.model == *model)
+    }
+
+    fn with(&self, model: &ModelName, change: impl FnOnce(&mut Entry)) {
+        if let Some(entry) =
+            self.lock().entries.iter_mut().find(|entry| entry.resident.model == *model)
+        {
+            change(entry);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Somebody else reloaded it with another context: its options are not what foreman loaded.
+fn forget_options_that_differ(entry: &mut Entry, model: &PsModel) {
+    let Some(key) = &entry.resident.key else { return };
+    if let (Some(wanted), Some(shown)) = (key.options.num_ctx, model.context_length)
+        && shown > wanted
+    {
+        entry.resident.key = None;
+    }
+}
+
+fn found(model: &PsModel, is_embedder: bool, now_ms: i64) -> Entry {
+    Entry {
+        resident: Resident { model: model.model.clone(), key: None, is_embedder },
+        since_ms: now_ms,
+        used_at_ms: now_ms,
+        idle_limit: None,
+        is_released_when_dry: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::model::RunnerOptions;
+
+    fn key(name: &str) -> LoadKey {
+        let model = ModelName::parse(name).unwrap().name;
+        LoadKey::new(model, RunnerOptions::default())
+    }
+
+    fn ps(name: &str) -> PsModel {
+        PsModel {
+            model: key(name).model,
+            digest: String::new(),
+            size_vram: 0,
+            context_length: None,
+        }
+    }
+
+    #[test]
+    fn what_foreman_loaded_is_known_with_its_options_and_what_it_finds_is_not() {
+        let residency = Residency::default();
+        residency.loaded(&key("a"), None, 1);
+        let asked = residency.asking();
+        let gone = residency.reconcile(asked, &[ps("a"), ps("b")], |_| false, 2);
+        assert_eq!(gone, []);
+        let keys: Vec<_> = residency.board().into_iter().map(|entry| entry.key).collect();
+        assert_eq!(keys, [Some(key("a")), None]);
+    }
+
+    #[test]
+    fn a_key_gone_without_foreman_is_told() {
+        let residency = Residency::default();
+        residency.loaded(&key("a"), None, 1);
+        assert_eq!(residency.reconcile(residency.asking(), &[], |_| false, 2), [key("a")]);
+        assert!(residency.board().is_empty());
+    }
+
+    #[test]
+    fn an_older_snapshot_does_not_undo_a_load() {
+        let residency = Residency::default();
+        let asked = residency.asking();
+        residency.loaded(&key("a"), None, 1);
+        assert_eq!(residency.reconcile(asked, &[], |_| false, 2), []);
+        assert!(residency.holds(&key("a").model));
+    }
+}

@@ -1,0 +1,376 @@
+//! Tells whether an answer is whole, from its bytes as they arrive.
+//!
+//! The end of an HTTP answer proves nothing: Ollama ends streams cleanly that never got to their end
+//! mark (reference/ollama.md 2d). So each dialect's mark is looked for, as a top-level member of a
+//! parsed record and never as a substring, in chunks cut anywhere and in bounded memory. The worker
+//! feeds this while it relays; it never changes a byte.
+
+use super::meaning::{Dialect, Meaning, meaning_of_event, meaning_of_line};
+use super::record::{Progress, Record};
+use super::sse::SseLines;
+
+/// How an answer says that it is whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AnswerKind {
+    /// `/api/chat` and `/api/generate`: NDJSON, whole after a record with `"done":true`.
+    NativeStream,
+    /// `/v1/chat/completions` and `/v1/completions`: events, whole after `data: [DONE]`.
+    OpenAiStream,
+    /// `/v1/responses`: events, whole after `response.completed`, `.incomplete` or `.failed`.
+    ResponsesStream,
+    /// `/v1/messages`: events, whole after `message_stop`.
+    MessagesStream,
+    /// An unstreamed answer: whole if it is exactly one JSON value.
+    JsonBody,
+    /// Anything else: whole if its framing was, which the caller knows.
+    Opaque,
+}
+
+/// What the bytes so far say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ScanState {
+    /// No end yet.
+    Open,
+    /// The end mark was seen.
+    Whole,
+    /// Ollama reported an error inside the answer: its text, at most 4 KiB.
+    Error(String),
+    /// A record is not JSON; the answer can no longer be whole.
+    Malformed,
+}
+
+/// What the complete bytes say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// Everything is there.
+    Whole,
+    /// Ollama reported an error inside the answer: its text, at most 4 KiB.
+    Error(String),
+    /// The bytes ended before the end mark, or inside a record.
+    Cut,
+    /// A record is not JSON.
+    Malformed,
+}
+
+/// Counters of the last native record that had them; Ollama leaves zeros out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Tokens generated.
+    pub eval_count: Option<u64>,
+    /// Tokens of the prompt that were evaluated.
+    pub prompt_eval_count: Option<u64>,
+    /// Nanoseconds from Ollama's taking the request to having a runner.
+    pub load_duration_ns: Option<u64>,
+}
+
+/// The scanner of one answer.
+#[derive(Debug)]
+pub struct AnswerScanner {
+    framing: Framing,
+    state: ScanState,
+    usage: Usage,
+    done: Option<bool>,
+    records: u64,
+}
+
+#[derive(Debug)]
+enum Framing {
+    Lines(Line),
+    Events(Dialect, SseLines),
+    Body(Record),
+    Opaque,
+}
+
+/// The NDJSON line being read.
+#[derive(Debug, Default)]
+struct Line {
+    record: Record,
+    is_judged: bool,
+}
+
+impl AnswerScanner {
+    /// Makes a scanner that has seen nothing.
+    #[must_use]
+    pub fn new(kind: AnswerKind) -> Self {
+        let framing = match kind {
+            AnswerKind::NativeStream => Framing::Lines(Line::default()),
+            AnswerKind::OpenAiStream => Framing::Events(Dialect::OpenAi, SseLines::default()),
+            AnswerKind::ResponsesStream => Framing::Events(Dialect::Responses, SseLines::default()),
+            AnswerKind::MessagesStream => Framing::Events(Dialect::Messages, SseLines::default()),
+            AnswerKind::JsonBody => Framing::Body(Record::default()),
+            AnswerKind::Opaque => Framing::Opaque,
+        };
+        let (usage, done) = (Usage::default(), None);
+        Self { framing, state: ScanState::Open, usage, done, records: 0 }
+    }
+
+    /// Takes the next bytes of the answer, cut anywhere.
+    pub fn feed(&mut self, chunk: &[u8]) {
+        match std::mem::replace(&mut self.framing, Framing::Opaque) {
+            Framing::Lines(mut line) => {
+                for (index, piece) in chunk.split(|byte| *byte == b'\n').enumerate() {
+                    if index > 0 {
+                        self.end_line(&mut line);
+                    }
+                    line.record.feed(piece);
+                    self.judge_line(&mut line);
+                }
+                self.framing = Framing::Lines(line);
+            }
+            Framing::Events(dialect, mut lines) => {
+                let mut at = 0;
+                while let Some(event) = lines.next(chunk, &mut at) {
+                    self.apply(meaning_of_event(dialect, &event));
+                }
+                self.framing = Framing::Events(dialect, lines);
+            }
+            Framing::Body(mut record) => {
+                record.feed(chunk);
+                self.learn(&record);
+                self.state = body_state(&record);
+                self.framing = Framing::Body(record);
+            }
+            Framing::Opaque => {}
+        }
+    }
+
+    /// What the bytes so far say; an error stays, whatever follows it.
+    #[must_use]
+    pub fn state(&self) -> &ScanState {
+        &self.state
+    }
+
+    /// How many complete records (lines, events) of an answer came, not counting errors and what
+    /// follows one. Above zero, a client may have read part of an answer. Streams only.
+    #[must_use]
+    pub fn records_before_error(&self) -> u64 {
+        self.records
+    }
+
+    /// The counters seen so far: those of the final record once the state is [`ScanState::Whole`].
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        self.usage
+    }
+
+    /// The last top-level `done` of a native answer, streamed or not. An unstreamed answer with
+    /// `false` is a complete JSON value around an answer that broke off.
+    #[must_use]
+    pub fn done_member(&self) -> Option<bool> {
+        self.done
+    }
+
+    /// Judges the answer once its last byte was fed. Whether the HTTP framing was complete too is
+    /// for the caller to add.
+    #[must_use]
+    pub fn finish(mut self) -> Verdict {
+        match std::mem::replace(&mut self.framing, Framing::Opaque) {
+            Framing::Lines(mut line) => {
+                line.record.end();
+                self.judge_line(&mut line);
+                if line.record.progress() == Progress::Partial {
+                    self.state = cut_off(self.state);
+                }
+            }
+            Framing::Events(dialect, lines) => {
+                if let Some(mut event) = lines.finish() {
+                    event.record.end();
+                    self.apply(meaning_of_event(dialect, &event));
+                }
+            }
+            Framing::Body(mut record) => {
+                record.end();
+                self.state = body_state(&record);
+            }
+            Framing::Opaque => self.state = ScanState::Whole,
+        }
+        match self.state {
+            ScanState::Open => Verdict::Cut,
+            ScanState::Whole => Verdict::Whole,
+            ScanState::Error(text) => Verdict::Error(text),
+            ScanState::Malformed => Verdict::Malformed,
+        }
+    }
+
+    fn end_line(&mut self, line: &mut Line) {
+        line.record.end();
+        self.judge_line(line);
+        if line.record.progress() == Progress::Partial {
+            self.apply(Meaning::Malformed);
+        }
+        *line = Line::default();
+    }
+
+    /// Judges a line as soon as its value is closed, so that the end mark does not wait for a newline
+    /// (an answer to an empty chat has none).
+    fn judge_line(&mut self, line: &mut Line) {
+        match line.record.progress() {
+            Progress::Blank | Progress::Partial => {}
+            Progress::Malformed => self.apply(Meaning::Malformed),
+            Progress::Complete => self.judge_value(line),
+            Progress::Overfull => {
+                self.judge_value(line);
+                self.apply(Meaning::Malformed);
+            }
+        }
+    }
+
+    fn judge_value(&mut self, line: &mut Line) {
+        if std::mem::replace(&mut line.is_judged, true) {
+            return;
+        }
+        self.learn(&line.record);
+        self.apply(meaning_of_line(line.record.facts()));
+    }
+
+    fn learn(&mut self, record: &Record) {
+        let facts = record.facts();
+        self.done = facts.done.or(self.done);
+        if facts.usage != Usage::default() {
+            self.usage = facts.usage;
+        }
+    }
+
+    fn apply(&mut self, meaning: Meaning) {
+        if matches!(self.state, ScanState::Error(_)) {
+            return;
+        }
+        match meaning {
+            Meaning::Error(text) => self.state = ScanState::Error(text),
+            Meaning::Malformed => self.state = ScanState::Malformed,
+            Meaning::Part => self.records += 1,
+            Meaning::End => {
+                self.records += 1;
+                if self.state == ScanState::Open {
+                    self.state = ScanState::Whole;
+                }
+            }
+        }
+    }
+}
+
+/// The state of a stream that ended inside a record: an end mark before it does not count.
+fn cut_off(state: ScanState) -> ScanState {
+    if state == ScanState::Whole { ScanState::Open } else { state }
+}
+
+fn body_state(record: &Record) -> ScanState {
+    match record.progress() {
+        Progress::Blank | Progress::Partial => ScanState::Open,
+        Progress::Complete => ScanState::Whole,
+        Progress::Overfull | Progress::Malformed => ScanState::Malformed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scan(kind: AnswerKind, answer: &str) -> (Verdict, u64) {
+        let mut scanner = AnswerScanner::new(kind);
+        scanner.feed(answer.as_bytes());
+        let records = scanner.records_before_error();
+        (scanner.finish(), records)
+    }
+
+    fn native(answer: &str) -> Verdict {
+        scan(AnswerKind::NativeStream, answer).0
+    }
+
+    #[test]
+    fn a_native_stream_is_whole_after_done_at_the_top_level() {
+        let part = r#"{"message":{"content":"{\"done\":true}","done":true},"done":false}"#;
+        assert_eq!(native(&format!("{part}\n")), Verdict::Cut);
+        assert_eq!(native(&format!("{part}\n{{\"done\":true}}\n")), Verdict::Whole);
+        assert_eq!(native(r#"{"done":true,"done_reason":"load"}"#), Verdict::Whole);
+        assert_eq!(native("\r\n{\"d\\u006fne\": true }\r\n\n"), Verdict::Whole);
+        for cut in ["", "\n", r#"{"done":true"#, "{\"done\":true}\n{", r#"{"done":"true"}"#] {
+            assert_eq!(native(cut), Verdict::Cut, "{cut}");
+        }
+        for bad in
+            ["<html>", "{\"done\":true}x", "{\"done\":\ntrue}\n", "{}\nnope\n{\"done\":true}\n"]
+        {
+            assert_eq!(native(bad), Verdict::Malformed, "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_error_line_is_an_error_whatever_follows() {
+        let (verdict, records) = scan(
+            AnswerKind::NativeStream,
+            "{\"done\":false}\n{\"error\":\"unexpected \\u0045OF\"}\n{\"done\":true}\n",
+        );
+        assert_eq!((verdict, records), (Verdict::Error("unexpected EOF".into()), 1));
+        let long = format!("{{\"error\":\"{}\"}}", "e".repeat(1 << 20));
+        let Verdict::Error(text) = native(&long) else { panic!("no error") };
+        assert_eq!(text.len(), 4 * 1024 - 1);
+        assert_eq!(native("{\"error\":null,\"done\":true}"), Verdict::Whole);
+    }
+
+    #[test]
+    fn counters_come_from_the_final_record() {
+        let mut scanner = AnswerScanner::new(AnswerKind::NativeStream);
+        let context = "1,".repeat(1 << 20);
+        scanner.feed(b"{\"done\":false,\"message\":{\"eval_count\":9}}\n");
+        assert_eq!((scanner.usage(), scanner.done_member()), (Usage::default(), Some(false)));
+        let end = r#""done":true,"load_duration":956264,"prompt_eval_count":17,"eval_count":5"#;
+        scanner.feed(format!("{{\"context\":[{context}1],{end}}}").as_bytes());
+        assert_eq!(scanner.state(), &ScanState::Whole);
+        let usage = scanner.usage();
+        let found = (usage.load_duration_ns, usage.prompt_eval_count, usage.eval_count);
+        assert_eq!(found, (Some(956_264), Some(17), Some(5)));
+    }
+
+    #[test]
+    fn an_openai_stream_is_whole_after_done() {
+        let openai = |answer: &str| scan(AnswerKind::OpenAiStream, answer).0;
+        let part = "data: {\"choices\":[{\"delta\":{\"content\":\"data: [DONE]\\n\\n\"}}]}\n\n";
+        assert_eq!(openai(part), Verdict::Cut);
+        assert_eq!(openai(&format!(": wait\n\n{part}data: [DONE]\n\n")), Verdict::Whole);
+        assert_eq!(openai("data:[DONE]\r\n\r\n"), Verdict::Whole);
+        assert_eq!(openai("data: [DONE]x\n\n"), Verdict::Malformed);
+        assert_eq!(openai("event: x\ndata: [DON"), Verdict::Malformed);
+        let error = "data: {\"error\":{\"type\":\"api_error\",\"message\":\"boom\"}}\n\n";
+        let found = scan(AnswerKind::OpenAiStream, &format!("{part}{error}"));
+        assert_eq!(found, (Verdict::Error("boom".into()), 1));
+    }
+
+    #[test]
+    fn event_streams_are_whole_after_their_terminal_event() {
+        use AnswerKind::{MessagesStream, ResponsesStream};
+        let event =
+            |kind: &str| format!("event: {kind}\ndata: {{\"type\":\"{kind}\",\"x\":{{}}}}\n\n");
+        for (kind, name, verdict) in [
+            (ResponsesStream, "response.output_text.delta", Verdict::Cut),
+            (ResponsesStream, "response.completed", Verdict::Whole),
+            (ResponsesStream, "response.incomplete", Verdict::Whole),
+            (ResponsesStream, "response.failed", Verdict::Whole),
+            (ResponsesStream, "message_stop", Verdict::Cut),
+            (ResponsesStream, "error", Verdict::Error("error".into())),
+            (MessagesStream, "message_delta", Verdict::Cut),
+            (MessagesStream, "message_stop", Verdict::Whole),
+        ] {
+            assert_eq!(scan(kind, &event(name)).0, verdict, "{name}");
+        }
+        let error = "event: error\ndata: {\"type\":\"error\",\"error\":{\"message\":\"busy\"}}\n\n";
+        assert_eq!(scan(MessagesStream, error).0, Verdict::Error("busy".into()));
+        let nested = "data: {\"type\":\"x\",\"message\":{\"type\":\"message_stop\"}}\n\n";
+        assert_eq!(scan(MessagesStream, nested).0, Verdict::Cut);
+        assert_eq!(scan(MessagesStream, "event: message_stop\ndata: {}\n\n").0, Verdict::Whole);
+        assert_eq!(scan(MessagesStream, "event: message_stop\ndata: {").0, Verdict::Malformed);
+    }
+
+    #[test]
+    fn a_body_is_whole_when_it_is_one_value() {
+        let body = |answer| scan(AnswerKind::JsonBody, answer).0;
+        for whole in ["{\"error\":\"x\"} \n", "[1]", "12", "null"] {
+            assert_eq!(body(whole), Verdict::Whole, "{whole}");
+        }
+        assert_eq!(
+            (body(""), body("{\"a\":1"), body("-")),
+            (Verdict::Cut, Verdict::Cut, Verdict::Cut)
+        );
+        assert_eq!((body("{} {}"), body("nope")), (Verdict::Malformed, Verdict::Malformed));
+        assert_eq!(scan(AnswerKind::Opaque, "anything").0, Verdict::Whole);
+    }
+}

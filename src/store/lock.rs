@@ -1,0 +1,69 @@
+//! The exclusive lock beside the database, and its privacy: one daemon at a time, readable by its owner only.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use super::error::StoreError;
+
+/// A lock held by this process until it is dropped, or the process dies.
+pub(super) struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    /// Takes the lock of the database at `path`.
+    pub(super) fn take(path: &Path) -> Result<Lock, StoreError> {
+        let lock_path = lock_path(path);
+        let mut file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(&lock_path)
+            .map_err(|fault| StoreError::file(&lock_path, &fault))?;
+        match file.try_lock() {
+            Ok(()) => (),
+            Err(TryLockError::WouldBlock) => {
+                return Err(StoreError::InUse {
+                    path: path.display().to_string(),
+                    holder: holder(&mut file),
+                });
+            }
+            Err(TryLockError::Error(fault)) => return Err(StoreError::file(&lock_path, &fault)),
+        }
+        let named = file.set_len(0).and_then(|()| write!(file, "{}", std::process::id()));
+        named.map_err(|fault| StoreError::file(&lock_path, &fault))?;
+        Ok(Lock { _file: file })
+    }
+}
+
+/// ` (process N)`, if the lock file says so.
+fn holder(file: &mut File) -> String {
+    let mut text = String::new();
+    match file.read_to_string(&mut text) {
+        Ok(_) if !text.trim().is_empty() => format!(" (process {})", text.trim()),
+        _ => String::new(),
+    }
+}
+
+fn lock_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    PathBuf::from(name)
+}
+
+/// Makes the database readable by its owner only: it holds prompts and answers. SQLite gives its side files the
+/// same mode.
+#[cfg(unix)]
+pub(super) fn keep_private(path: &Path) -> Result<(), StoreError> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+        .map_err(|fault| StoreError::file(path, &fault))
+}
+
+/// On other systems the user's own folder is private already.
+#[cfg(not(unix))]
+pub(super) fn keep_private(_path: &Path) -> Result<(), StoreError> {
+    Ok(())
+}

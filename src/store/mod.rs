@@ -1,0 +1,156 @@
+//! The only room that speaks SQL: one writer thread with group commit, a few read-only connections, and functions
+//! named as the questions and commands of the domain. Called by `worker` and `http`.
+//!
+//! A write is acknowledged only after its transaction was committed; a [`Durability::Synced`] one only after it
+//! reached the disk. Nothing here knows HTTP or Ollama.
+
+mod answers;
+mod error;
+mod jobs;
+mod lanes;
+mod lock;
+mod recovery;
+mod retention;
+mod rows;
+mod schema;
+mod writer;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rusqlite::{Connection, OpenFlags, Transaction};
+use tokio::sync::Semaphore;
+
+pub use answers::{Answer, AnswerBody};
+pub use error::StoreError;
+pub use jobs::{Admission, Claim, Ending, NewJob, QueueLimits};
+pub use lanes::{LaneSummary, OpenJob, Overview, ReadyLane};
+pub use recovery::Recovered;
+pub use retention::Swept;
+pub use rows::HeaderList;
+pub use writer::Durability;
+
+/// How many read-only connections there are: one for the worker's decisions, the others for status.
+const READERS: usize = 3;
+
+/// The open database of one daemon. Cloning is cheap; all clones share the writer.
+#[derive(Clone)]
+pub struct Store {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    writer: writer::Writer,
+    readers: Mutex<Vec<Connection>>,
+    free_readers: Semaphore,
+    path: PathBuf,
+    /// Held until the last clone is gone: a second daemon on the same database is refused.
+    _lock: lock::Lock,
+}
+
+impl Store {
+    /// Opens the database, creating it and its folder where missing, takes the exclusive lock, migrates, and puts every
+    /// job that was in flight back into the queue. Blocks; call it before serving.
+    ///
+    /// # Errors
+    /// [`StoreError::InUse`] if another process has it open; [`StoreError::Newer`] if a newer foreman wrote it; else the
+    /// fault of the file system or of SQLite.
+    pub fn open(path: &Path, now_ms: i64) -> Result<(Store, Recovered), StoreError> {
+        schema::require_sound_sqlite()?;
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(|fault| StoreError::file(folder, &fault))?;
+        }
+        let lock = lock::Lock::take(path)?;
+        let mut connection = Connection::open(path)?;
+        lock::keep_private(path)?;
+        schema::prepare(&connection)?;
+        schema::migrate(&mut connection)?;
+        let recovered = {
+            let tx = connection.transaction()?;
+            let recovered = recovery::recover(&tx, now_ms)?;
+            tx.commit()?;
+            recovered
+        };
+        let readers = (0..READERS).map(|_| open_reader(path)).collect::<Result<Vec<_>, _>>()?;
+        let shared = Shared {
+            writer: writer::Writer::start(connection)?,
+            readers: Mutex::new(readers),
+            free_readers: Semaphore::new(READERS),
+            path: path.to_owned(),
+            _lock: lock,
+        };
+        Ok((Store { shared: Arc::new(shared) }, recovered))
+    }
+
+    /// The database file.
+    pub fn path(&self) -> &Path {
+        &self.shared.path
+    }
+
+    /// The folder beside the database that holds answers too large for a row.
+    pub fn answers_folder(&self) -> PathBuf {
+        self.shared.path.with_extension("answers")
+    }
+
+    /// Runs `work` in the next write transaction and returns when that was committed (and, if asked, synced).
+    ///
+    /// Cancellation: dropping the future does not take the write back.
+    ///
+    /// # Errors
+    /// Whatever `work` returns, undone by itself; [`StoreError::RolledBack`] if the whole batch failed to commit: then
+    /// nothing of it happened and it may be tried again.
+    pub(crate) async fn write<T, F>(&self, durability: Durability, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    {
+        self.shared.writer.write(durability, work).await
+    }
+
+    /// Runs `question` on a read-only connection, off the async threads, in one short read transaction.
+    pub(crate) async fn read<T, F>(&self, question: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Transaction<'_>) -> Result<T, StoreError> + Send + 'static,
+    {
+        let shared = Arc::clone(&self.shared);
+        let _permit = self.shared.free_readers.acquire().await.map_err(|_| StoreError::Closed)?;
+        let answer = tokio::task::spawn_blocking(move || {
+            let mut connection = shared.take_reader().ok_or(StoreError::Closed)?;
+            let answer = connection
+                .transaction()
+                .map_err(StoreError::from)
+                .and_then(|tx| question(&tx));
+            shared.return_reader(connection);
+            answer
+        });
+        answer.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Waits for what was handed in, folds the write-ahead log into the database, and ends the writer thread. Later
+    /// writes are [`StoreError::Closed`].
+    pub async fn close(&self) {
+        self.shared.writer.close().await;
+    }
+}
+
+impl Shared {
+    fn take_reader(&self) -> Option<Connection> {
+        self.readers.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+
+    fn return_reader(&self, connection: Connection) {
+        self.readers.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+    }
+}
+
+fn open_reader(path: &Path) -> Result<Connection, StoreError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.pragma_update(None, "query_only", "ON")?;
+    connection.busy_timeout(schema::BUSY_TIMEOUT)?;
+    Ok(connection)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,69 @@
+//! Retention: finished jobs are dropped after `FOREMAN_JOB_TTL`, a few at a time, and their space is given back.
+
+use rusqlite::{Connection, params};
+
+use super::error::StoreError;
+use super::{Durability, Store};
+
+/// Jobs dropped in one write: short enough not to be felt by a waiting admission.
+const SWEEP_MAX: u32 = 200;
+
+/// Free pages given back to the file system in one write (0.8 MB).
+const VACUUM_PAGES: u32 = 200;
+
+/// What one sweep dropped.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Jobs dropped.
+    pub jobs: usize,
+    /// Files of the answers folder that no row names any more; to be removed by the caller.
+    pub files: Vec<String>,
+}
+
+impl Swept {
+    /// Whether there may be more to drop.
+    pub fn is_full(&self) -> bool {
+        u32::try_from(self.jobs).is_ok_and(|jobs| jobs >= SWEEP_MAX)
+    }
+}
+
+impl Store {
+    /// Drops up to [`SWEEP_MAX`] jobs that finished before `before_ms`.
+    ///
+    /// # Errors
+    /// Any of the store's; nothing was dropped.
+    pub async fn sweep(&self, before_ms: i64) -> Result<Swept, StoreError> {
+        self.write(Durability::Process, move |tx| sweep(tx, before_ms)).await
+    }
+
+    /// The files of the answers folder that rows name, to find orphans after a crash.
+    ///
+    /// # Errors
+    /// Any of the store's.
+    pub async fn answer_files(&self) -> Result<Vec<String>, StoreError> {
+        self.read(|tx| {
+            let mut statement = tx.prepare("SELECT file FROM answer WHERE file IS NOT NULL")?;
+            let names = statement.query_map([], |row| row.get(0))?;
+            Ok(names.collect::<Result<_, _>>()?)
+        })
+        .await
+    }
+}
+
+pub(super) fn sweep(tx: &Connection, before_ms: i64) -> Result<Swept, StoreError> {
+    let old = "SELECT seq FROM job WHERE finished_at_ms IS NOT NULL AND finished_at_ms < ?1
+               ORDER BY finished_at_ms LIMIT ?2";
+    let files = tx
+        .prepare_cached(&format!(
+            "SELECT file FROM answer WHERE file IS NOT NULL AND seq IN ({old})"
+        ))?
+        .query_map(params![before_ms, SWEEP_MAX], |row| row.get(0))?
+        .collect::<Result<Vec<String>, _>>()?;
+    let jobs = tx
+        .prepare_cached(&format!("DELETE FROM job WHERE seq IN ({old})"))?
+        .execute(params![before_ms, SWEEP_MAX])?;
+    if jobs > 0 {
+        tx.execute_batch(&format!("PRAGMA incremental_vacuum({VACUUM_PAGES})"))?;
+    }
+    Ok(Swept { jobs, files })
+}

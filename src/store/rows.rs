@@ -1,0 +1,54 @@
+//! How values of the domain are written into rows and read back.
+
+use serde_json::Value;
+
+use super::error::StoreError;
+
+/// Header lines in order: lower-case name, raw value. Values may hold any byte, so they are stored as Latin-1.
+pub type HeaderList = Vec<(String, Vec<u8>)>;
+
+/// Header lines as a JSON array of pairs.
+pub(super) fn headers_to_text(headers: &HeaderList) -> String {
+    let pairs = headers.iter().map(|(name, value)| {
+        let text: String = value.iter().copied().map(char::from).collect();
+        Value::Array(vec![Value::String(name.clone()), Value::String(text)])
+    });
+    Value::Array(pairs.collect()).to_string()
+}
+
+/// The reverse of [`headers_to_text`].
+pub(super) fn headers_from_text(text: &str) -> Result<HeaderList, StoreError> {
+    let pairs: Vec<(String, String)> = serde_json::from_str(text)
+        .map_err(|fault| StoreError::Strange(format!("header list: {fault}")))?;
+    let latin = |text: String| text.chars().map(|c| u8::try_from(c).unwrap_or(b'?')).collect();
+    Ok(pairs.into_iter().map(|(name, value)| (name, latin(value))).collect())
+}
+
+/// An unsigned count as a column value.
+pub(super) fn to_column(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+/// A column value as an unsigned count; a negative one reads as 0.
+pub(super) fn count(column: i64) -> u64 {
+    u64::try_from(column).unwrap_or(0)
+}
+
+/// A column value as a small counter.
+pub(super) fn small(column: i64) -> u32 {
+    u32::try_from(column).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_header_value_survives() {
+        let headers = vec![
+            ("x-a".to_owned(), (0_u8..=255).collect::<Vec<u8>>()),
+            ("x-a".to_owned(), b"second".to_vec()),
+        ];
+        assert_eq!(headers_from_text(&headers_to_text(&headers)).unwrap(), headers);
+    }
+}

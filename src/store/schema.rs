@@ -1,0 +1,157 @@
+//! The tables, their migrations, and the settings of a connection.
+//!
+//! The hot row is small (`job`); bodies live apart (`request`, `answer`), so that a claim rewrites one small page. The
+//! partial indexes grow with what waits, not with history. Migrations are append-only; the version is `user_version`.
+
+use std::time::Duration;
+
+use rusqlite::Connection;
+
+use super::error::StoreError;
+
+/// How long a statement waits for a human with the sqlite3 shell or a backup tool; foreman itself has one writer.
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// SQLite before 3.51.3 can corrupt a database in WAL mode when two connections meet at a log reset.
+const SQLITE_VERSION_MIN: i32 = 3_051_003;
+
+/// `application_id` of a foreman database ("fman"), so that `file` and people can tell.
+const APPLICATION_ID: i32 = 0x666d_616e;
+
+/// The log is cut back to this after it has grown beyond it.
+const JOURNAL_BYTES_MAX: i64 = 64 * 1024 * 1024;
+
+const MIGRATIONS: [&str; 1] = [V1];
+
+const V1: &str = "
+CREATE TABLE job (
+    -- Arrival order. AUTOINCREMENT, so that a swept tail never gives its numbers away again.
+    seq            INTEGER PRIMARY KEY AUTOINCREMENT,
+    id             TEXT NOT NULL UNIQUE,
+    dialect        TEXT NOT NULL,
+    kind           TEXT NOT NULL CHECK (kind IN ('run','load','unload','opaque')),
+    lane           TEXT NOT NULL,
+    model          TEXT NOT NULL,
+    class          TEXT NOT NULL CHECK (class IN ('interactive','normal','batch')),
+    is_streamed    INTEGER NOT NULL,
+    state          TEXT NOT NULL
+        CHECK (state IN ('queued','loading','working','done','failed','cancelled')),
+    attempts       INTEGER NOT NULL DEFAULT 0,
+    interruptions  INTEGER NOT NULL DEFAULT 0,
+    deferrals      INTEGER NOT NULL DEFAULT 0,
+    -- Raised by every claim; each later write of that claim names it.
+    lease_epoch    INTEGER NOT NULL DEFAULT 0,
+    not_before_ms  INTEGER NOT NULL DEFAULT 0,
+    request_bytes  INTEGER NOT NULL,
+    created_at_ms  INTEGER NOT NULL,
+    claimed_at_ms  INTEGER,
+    working_at_ms  INTEGER,
+    finished_at_ms INTEGER,
+    last_error     TEXT,
+    CHECK ((finished_at_ms IS NOT NULL) = (state IN ('done','failed','cancelled')))
+) STRICT;
+CREATE INDEX job_ready   ON job(lane, seq, not_before_ms) WHERE state = 'queued';
+CREATE INDEX job_delayed ON job(not_before_ms) WHERE state = 'queued' AND not_before_ms > 0;
+CREATE INDEX job_live    ON job(state) WHERE state IN ('loading','working');
+CREATE INDEX job_final   ON job(finished_at_ms) WHERE finished_at_ms IS NOT NULL;
+
+CREATE TABLE request (
+    seq            INTEGER PRIMARY KEY REFERENCES job(seq) ON DELETE CASCADE,
+    path_and_query TEXT NOT NULL,
+    headers        TEXT NOT NULL,
+    body           BLOB NOT NULL
+) STRICT;
+
+CREATE TABLE answer (
+    seq     INTEGER PRIMARY KEY REFERENCES job(seq) ON DELETE CASCADE,
+    status  INTEGER NOT NULL,
+    headers TEXT NOT NULL,
+    bytes   INTEGER NOT NULL,
+    -- One of the two: the bytes, or the name of the file in the answers folder that holds them.
+    body    BLOB,
+    file    TEXT,
+    CHECK ((body IS NULL) <> (file IS NULL))
+) STRICT;
+
+-- Every change of state, written in the same transaction as the change.
+CREATE TABLE transition (
+    event       INTEGER PRIMARY KEY AUTOINCREMENT,
+    seq         INTEGER NOT NULL REFERENCES job(seq) ON DELETE CASCADE,
+    from_state  TEXT,
+    to_state    TEXT NOT NULL,
+    lease_epoch INTEGER NOT NULL,
+    at_ms       INTEGER NOT NULL,
+    note        TEXT
+) STRICT;
+CREATE INDEX transition_of_job ON transition(seq);
+
+-- How many jobs are in each state and how many bytes their requests hold, kept by triggers: counting a million rows at
+-- each admission would be too slow.
+CREATE TABLE tally (
+    state TEXT PRIMARY KEY,
+    jobs  INTEGER NOT NULL DEFAULT 0,
+    bytes INTEGER NOT NULL DEFAULT 0
+) STRICT, WITHOUT ROWID;
+INSERT INTO tally(state) VALUES ('queued'),('loading'),('working'),('done'),('failed'),('cancelled');
+CREATE TRIGGER job_inserted AFTER INSERT ON job BEGIN
+    UPDATE tally SET jobs = jobs + 1, bytes = bytes + NEW.request_bytes WHERE state = NEW.state;
+END;
+CREATE TRIGGER job_moved AFTER UPDATE OF state ON job WHEN OLD.state <> NEW.state BEGIN
+    UPDATE tally SET jobs = jobs - 1, bytes = bytes - OLD.request_bytes WHERE state = OLD.state;
+    UPDATE tally SET jobs = jobs + 1, bytes = bytes + NEW.request_bytes WHERE state = NEW.state;
+END;
+CREATE TRIGGER job_deleted AFTER DELETE ON job BEGIN
+    UPDATE tally SET jobs = jobs - 1, bytes = bytes - OLD.request_bytes WHERE state = OLD.state;
+END;
+";
+
+/// Refuses a SQLite with the known corruption bug; only a foreman built against the system's SQLite can have one.
+pub(super) fn require_sound_sqlite() -> Result<(), StoreError> {
+    if rusqlite::version_number() < SQLITE_VERSION_MIN {
+        return Err(StoreError::Strange(format!(
+            "SQLite {} has a corruption bug in WAL mode; 3.51.3 or newer is needed",
+            rusqlite::version()
+        )));
+    }
+    Ok(())
+}
+
+/// Sets a read-write connection up. `auto_vacuum` must come before the first table.
+pub(super) fn prepare(connection: &Connection) -> Result<(), StoreError> {
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+    connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    // On macOS a plain fsync does not reach the platter.
+    connection.pragma_update(None, "fullfsync", "ON")?;
+    connection.pragma_update(None, "checkpoint_fullfsync", "ON")?;
+    // The writer checkpoints by itself, after the answers are out.
+    connection.pragma_update_and_check(None, "wal_autocheckpoint", 0, |_| Ok(()))?;
+    connection.pragma_update_and_check(None, "journal_size_limit", JOURNAL_BYTES_MAX, |_| Ok(()))?;
+    connection.pragma_update(None, "foreign_keys", "ON")?;
+    connection.pragma_update(None, "trusted_schema", "OFF")?;
+    connection.pragma_update(None, "cell_size_check", "ON")?;
+    connection.pragma_update(None, "temp_store", "MEMORY")?;
+    connection.set_prepared_statement_cache_capacity(64);
+    Ok(())
+}
+
+/// Brings the schema to the newest version, one transaction a step.
+pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
+    let found: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
+    if found > known {
+        return Err(StoreError::Newer { found, known });
+    }
+    for (version, sql) in (1_i64..).zip(MIGRATIONS) {
+        if version <= found {
+            continue;
+        }
+        let tx = connection.transaction()?;
+        tx.execute_batch(sql)?;
+        tx.pragma_update(None, "user_version", version)?;
+        tx.pragma_update(None, "application_id", APPLICATION_ID)?;
+        tx.commit()?;
+    }
+    Ok(())
+}

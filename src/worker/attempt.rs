@@ -1,0 +1,288 @@
+//! One try of a job: the original bytes go upstream, the answer is drained into the job's output as fast as it comes,
+//! and is judged. It never waits for a client, and tells nothing to the store: that is [`super::conclude`]'s.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::header::CONTENT_TYPE;
+use hyper::http::HeaderMap;
+use hyper::{Method, Request, Response};
+
+use crate::domain::dialect::Dialect;
+use crate::domain::job::Kind;
+use crate::domain::model::LoadKey;
+use crate::domain::retry::{Fault, told_by_status, told_by_text};
+use crate::ollama::calls::error_text;
+use crate::ollama::client::{BodyError, SendError, full_body};
+use crate::ollama::hop::strip_hop_by_hop;
+use crate::ollama::wire::answer::{AnswerKind, AnswerScanner, ScanState, Verdict};
+use crate::ollama::wire::cut::without_keep_alive;
+use crate::ollama::wire::keep_alive::KeepAlive;
+use crate::ollama::wire::peek::{Peek, Shape, peek};
+use crate::store::{Claim, HeaderList};
+
+use super::Worker;
+use super::conclude::Conclusion;
+use super::output::{Head, KeepError, Output, Timings};
+use super::run::waited_ms;
+
+/// An error answer is read up to here for its text; Ollama's are a sentence.
+const ERROR_BYTES_MAX: u64 = 1024 * 1024;
+
+/// A stream whose first record is not complete after this many bytes is shown all the same.
+const HIDDEN_BYTES_MAX: u64 = 256 * 1024;
+
+impl Worker {
+    /// Runs a claimed job once. `load_ms` is what making its key resident took.
+    ///
+    /// Ends early when the output is abandoned (the upstream connection is closed, which is how Ollama is told), or when
+    /// the end of the daemon is forced.
+    pub(super) async fn attempt(
+        &self,
+        claim: &Claim,
+        output: &Arc<Output>,
+        key: Option<&LoadKey>,
+        load_ms: i64,
+    ) -> Conclusion {
+        output.start_over(Timings { queue_ms: waited_ms(claim), load_ms });
+        let body = self.body_to_send(claim, key);
+        let conclusion = tokio::select! {
+            // In this order: a stop closes the clients' connections too, and that must not look like their leaving.
+            biased;
+            () = self.tools.tasks.forced() => {
+                Conclusion::Stopped("foreman was stopped before the answer was whole".to_owned())
+            }
+            () = output.abandoned() => Conclusion::Abandoned,
+            conclusion = self.exchange(claim, output, body) => conclusion,
+        };
+        if let Some(key) = key {
+            self.tools.residency.used(key, self.now_ms());
+        }
+        conclusion
+    }
+
+    /// The original bytes, minus every top-level `keep_alive`: repeated on a busy runner it can deadlock Ollama. What the
+    /// client asked for by it is foreman's to do. An unload request is one by its `keep_alive`, so it keeps it.
+    fn body_to_send(&self, claim: &Claim, key: Option<&LoadKey>) -> Bytes {
+        let shape = match (claim.kind, claim.dialect) {
+            (Kind::Unload | Kind::Opaque, _) => return claim.body.clone(),
+            (Kind::Run | Kind::Load, Dialect::Chat) => Shape::Chat,
+            (Kind::Run | Kind::Load, Dialect::Generate) => Shape::Generate,
+            (Kind::Run | Kind::Load, _) => return claim.body.clone(),
+        };
+        let Peek::Request(request) = peek(shape, &claim.body) else { return claim.body.clone() };
+        if let (Some(key), Some(keep_alive)) = (key, request.keep_alive) {
+            self.heed(claim.kind, key, keep_alive);
+        }
+        without_keep_alive(claim.body.clone(), &request.keep_alive_members)
+    }
+
+    fn heed(&self, kind: Kind, key: &LoadKey, keep_alive: KeepAlive) {
+        let residency = &self.tools.residency;
+        match (kind, keep_alive) {
+            (_, KeepAlive::Zero | KeepAlive::Overflow) => residency.release_when_dry(key),
+            // A client's own load says how long it wants the model kept; a job in passing does not.
+            (Kind::Load, KeepAlive::Forever) => residency.keep(key, None),
+            (Kind::Load, KeepAlive::For(limit)) => residency.keep(key, Some(limit)),
+            (Kind::Run | Kind::Unload | Kind::Opaque, KeepAlive::Forever | KeepAlive::For(_)) => (),
+        }
+    }
+
+    async fn exchange(&self, claim: &Claim, output: &Arc<Output>, body: Bytes) -> Conclusion {
+        let request = match request(claim, body) {
+            Ok(request) => request,
+            Err(text) => return Conclusion::failed(Fault::NoRoom, 500, text),
+        };
+        let sent = self.tools.ollama.send(request);
+        // An unstreamed answer comes at the end of the work, however long that is.
+        let response = match claim.is_streamed {
+            true => match tokio::time::timeout(self.settings.idle_limit, sent).await {
+                Ok(response) => response,
+                Err(_) => return silent(self.settings.idle_limit),
+            },
+            false => sent.await,
+        };
+        let response = match response {
+            Ok(response) => response,
+            Err(fault) => return self.send_fault(&fault).await,
+        };
+        let head = head_of(&response);
+        let kind = answer_kind(claim.dialect, response.headers());
+        let is_error = !response.status().is_success();
+        output.begin(head);
+        let body = response.into_body();
+        if is_error {
+            self.drain_error(output, body).await
+        } else {
+            self.drain(output, body, kind).await
+        }
+    }
+
+    async fn send_fault(&self, fault: &SendError) -> Conclusion {
+        let text = fault.to_string();
+        match fault {
+            SendError::Unreachable { .. } => {
+                self.tools.health.lost(&text, self.now_ms());
+                Conclusion::failed(Fault::Unreachable, 502, text)
+            }
+            SendError::Broken { .. } | SendError::Late { .. } | SendError::Strange { .. } => {
+                Conclusion::failed(self.cut_or_died().await, 502, text)
+            }
+        }
+    }
+
+    /// Reads an error answer. It is Ollama's own, so if it is final the client gets exactly it.
+    async fn drain_error(&self, output: &Arc<Output>, mut body: Incoming) -> Conclusion {
+        loop {
+            match self.next_data(&mut body).await {
+                Ok(Some(data)) if output.bytes() <= ERROR_BYTES_MAX => {
+                    if let Err(fault) = output.push(data).await {
+                        return not_kept(&fault);
+                    }
+                }
+                Ok(Some(_)) => continue,
+                Ok(None) => break,
+                Err(ended) => return self.ended(ended).await,
+            }
+        }
+        let status = output.head().map_or(502, |head| head.status);
+        let text = error_text(&output.in_memory().unwrap_or_default());
+        let told = told_by_status(status, &text);
+        Conclusion::Answered { fault: Fault::Told(told), text }
+    }
+
+    /// Reads an answer, showing a stream as soon as its first record is known to be no error.
+    async fn drain(&self, output: &Arc<Output>, mut body: Incoming, kind: AnswerKind) -> Conclusion {
+        let is_stream = !matches!(kind, AnswerKind::JsonBody | AnswerKind::Opaque);
+        let mut scanner = AnswerScanner::new(kind);
+        let ended = loop {
+            match self.next_data(&mut body).await {
+                Ok(Some(data)) => {
+                    scanner.feed(&data);
+                    if let Err(fault) = output.push(data).await {
+                        return not_kept(&fault);
+                    }
+                    let is_begun = scanner.records_before_error() > 0
+                        || *scanner.state() == ScanState::Whole
+                        || output.bytes() > HIDDEN_BYTES_MAX;
+                    if is_stream && is_begun && !output.is_shown() {
+                        output.show();
+                    }
+                }
+                Ok(None) => break None,
+                Err(ended) => break Some(ended),
+            }
+        };
+        let is_framed = ended.is_none();
+        let is_native_half = scanner.done_member() == Some(false);
+        match scanner.finish() {
+            Verdict::Error(text) => Conclusion::Told { fault: Fault::Told(told_by_text(&text)), text },
+            // The end mark was seen: the answer is whole even if the connection broke after it.
+            Verdict::Whole if is_stream || (is_framed && !is_native_half) => Conclusion::Whole,
+            Verdict::Whole | Verdict::Cut | Verdict::Malformed => match ended {
+                Some(ended) => self.ended(ended).await,
+                None => {
+                    let text = "ollama ended the answer before it was whole".to_owned();
+                    Conclusion::failed(Fault::Truncated, 502, text)
+                }
+            },
+        }
+    }
+
+    /// The next bytes of an answer, within the idle limit.
+    async fn next_data(&self, body: &mut Incoming) -> Result<Option<Bytes>, Ended> {
+        loop {
+            let frame = tokio::time::timeout(self.settings.idle_limit, body.frame()).await;
+            match frame {
+                Err(_) => return Err(Ended::Silent),
+                Ok(None) => return Ok(None),
+                Ok(Some(Err(fault))) => return Err(Ended::Broken(BodyError::from(fault))),
+                Ok(Some(Ok(frame))) => {
+                    if let Ok(data) = frame.into_data() {
+                        return Ok(Some(data));
+                    }
+                }
+            }
+        }
+    }
+
+    async fn ended(&self, ended: Ended) -> Conclusion {
+        match ended {
+            Ended::Silent => silent(self.settings.idle_limit),
+            Ended::Broken(fault) => {
+                let text = format!("the connection to ollama broke inside the answer: {fault}");
+                Conclusion::failed(self.cut_or_died().await, 502, text)
+            }
+        }
+    }
+}
+
+/// How an answer ended early.
+enum Ended {
+    Silent,
+    Broken(BodyError),
+}
+
+fn silent(limit: Duration) -> Conclusion {
+    let text = format!("ollama sent nothing for {} s", limit.as_secs());
+    Conclusion::failed(Fault::Silent, 504, text)
+}
+
+fn not_kept(fault: &KeepError) -> Conclusion {
+    let kind = match fault {
+        KeepError::TooLong(_) => Fault::TooLong,
+        KeepError::Disk(_) => Fault::NoRoom,
+    };
+    Conclusion::failed(kind, 500, fault.to_string())
+}
+
+fn request(claim: &Claim, body: Bytes) -> Result<Request<crate::ollama::client::Body>, String> {
+    let mut request = Request::builder()
+        .method(Method::POST)
+        .uri(&claim.path_and_query)
+        .body(full_body(body))
+        .map_err(|fault| fault.to_string())?;
+    for (name, value) in &claim.headers {
+        // The length may have changed with the cut; hyper sets it.
+        if name == "content-length" {
+            continue;
+        }
+        let name = hyper::header::HeaderName::from_bytes(name.as_bytes());
+        let value = hyper::header::HeaderValue::from_bytes(value);
+        if let (Ok(name), Ok(value)) = (name, value) {
+            request.headers_mut().append(name, value);
+        }
+    }
+    Ok(request)
+}
+
+/// Status and end-to-end headers of an answer.
+fn head_of(response: &Response<Incoming>) -> Head {
+    let mut headers = response.headers().clone();
+    strip_hop_by_hop(&mut headers);
+    let headers: HeaderList = headers
+        .iter()
+        .map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec()))
+        .collect();
+    Head { status: response.status().as_u16(), headers }
+}
+
+/// By what mark this answer is whole. Not by what was asked for: Ollama answers a load request in a stream's place with
+/// one JSON object.
+fn answer_kind(dialect: Dialect, headers: &HeaderMap) -> AnswerKind {
+    let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let essence = content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim();
+    match (essence, dialect) {
+        ("application/x-ndjson", _) => AnswerKind::NativeStream,
+        ("text/event-stream", Dialect::Responses) => AnswerKind::ResponsesStream,
+        ("text/event-stream", Dialect::Messages) => AnswerKind::MessagesStream,
+        ("text/event-stream", Dialect::OpenAiChat | Dialect::OpenAiCompletions) => {
+            AnswerKind::OpenAiStream
+        }
+        ("application/json", _) => AnswerKind::JsonBody,
+        _ => AnswerKind::Opaque,
+    }
+}

@@ -1,0 +1,100 @@
+//! What happens at a job border beside jobs: chores asked for by others, and the release of models whose time is up.
+
+use tokio::sync::oneshot;
+
+use crate::clock;
+use crate::domain::model::ModelName;
+use crate::domain::schedule::{Board, Lane};
+use crate::ollama::client::SendError;
+use crate::ollama::residency::Entry;
+
+use super::Worker;
+
+/// Something to do at the next border, with nothing in flight.
+#[derive(Debug)]
+pub(super) enum Chore {
+    /// Make the configured embedder resident and pin it.
+    Warm,
+    /// Unload a model.
+    Release {
+        /// Which.
+        model: ModelName,
+        /// Told when it is done, or cannot be.
+        done: oneshot::Sender<()>,
+    },
+}
+
+impl Worker {
+    /// Does what was asked for, in order.
+    pub(super) async fn do_chores(&mut self) {
+        while let Ok(chore) = self.chores.try_recv() {
+            match chore {
+                Chore::Warm => self.warm().await,
+                Chore::Release { model, done } => {
+                    if self.tools.residency.holds(&model) {
+                        self.unload(&model).await;
+                    }
+                    if done.send(()).is_err() {
+                        tracing::trace!("whoever asked for the unload no longer waits");
+                    }
+                }
+            }
+        }
+    }
+
+    /// The canonical name of the configured embedder.
+    pub(super) fn embedder(&self) -> Option<ModelName> {
+        let name = self.settings.embed_model.as_deref()?;
+        ModelName::parse(name).ok().map(|parsed| parsed.name)
+    }
+
+    async fn warm(&self) {
+        let Some(name) = &self.settings.embed_model else { return };
+        match self.tools.ollama.load_embedder(name, self.settings.load_limit).await {
+            Ok(reply) if reply.status == 200 => {
+                tracing::info!(model.name = %name, "the embedding model is warm");
+            }
+            Ok(reply) => {
+                tracing::warn!(model.name = %name, upstream.status = reply.status, upstream.error = %reply.error_text(),
+                    "the embedding model could not be warmed");
+            }
+            Err(fault) => {
+                tracing::warn!(model.name = %name, upstream.error = %fault, "the embedding model could not be warmed");
+                if let SendError::Unreachable { .. } = fault {
+                    self.tools.health.lost(&fault.to_string(), self.now_ms());
+                }
+            }
+        }
+        self.tools.residency.doubt();
+    }
+
+    /// Unloads what has been idle for too long, or was to go as soon as nobody waits for it.
+    pub(super) async fn release_idle(&self, board: &Board) {
+        let now_ms = self.now_ms();
+        for entry in self.tools.residency.entries() {
+            let is_wanted = board.lanes.iter().any(|head| match &head.lane {
+                Lane::Key(key) => key.model == entry.resident.model,
+                Lane::Unload | Lane::Opaque => false,
+            });
+            let is_due = release_at_ms(&entry).is_some_and(|at_ms| at_ms <= now_ms);
+            if is_due && !is_wanted {
+                tracing::info!(model.name = %entry.resident.model, "releasing an idle model");
+                self.unload(&entry.resident.model).await;
+            }
+        }
+    }
+
+    /// When the next idle model is to go.
+    pub(super) fn next_release_at_ms(&self) -> Option<i64> {
+        self.tools.residency.entries().iter().filter_map(release_at_ms).min()
+    }
+}
+
+/// When an entry is to go if nobody uses it; `None` is never. What foreman did not load is not foreman's to release.
+fn release_at_ms(entry: &Entry) -> Option<i64> {
+    entry.resident.key.as_ref()?;
+    if entry.is_released_when_dry {
+        return Some(entry.used_at_ms);
+    }
+    entry.idle_limit.map(|limit| entry.used_at_ms.saturating_add(clock::millis(limit)))
+}

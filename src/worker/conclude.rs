@@ -1,0 +1,286 @@
+//! What becomes of a job after an attempt: judged by the pure `domain::retry`, then written, then told.
+//!
+//! An outcome is synced to disk before it is announced; only the bytes of a stream do not wait for that, and the worker
+//! takes the next job meanwhile.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::domain::job::{Event, Kind};
+use crate::domain::retry::{Charge, Exposure, Fault, Verdict, judge};
+use crate::store::{Answer, AnswerBody, Claim, Ending, StoreError};
+
+use super::delay::{chance, delay};
+use super::handle::add;
+use super::output::{End, Output, Refusal};
+use super::run::later;
+use super::{Tools, Worker};
+
+/// Pause between tries to write an outcome: it must be written, and a full disk may get room.
+const WRITE_PAUSE: Duration = Duration::from_secs(1);
+
+/// How an attempt ended.
+#[derive(Debug)]
+pub(super) enum Conclusion {
+    /// The whole answer is in the output.
+    Whole,
+    /// The upstream answered with an error, which is whole in the output.
+    Answered {
+        /// What it says about trying again.
+        fault: Fault,
+        /// Its text.
+        text: String,
+    },
+    /// The upstream told an error inside a stream; its line is in the output.
+    Told {
+        /// What it says about trying again.
+        fault: Fault,
+        /// Its text.
+        text: String,
+    },
+    /// There is no whole answer.
+    Failed {
+        /// What went wrong.
+        fault: Fault,
+        /// The HTTP status for a client that has seen nothing yet.
+        status: u16,
+        /// For people.
+        text: String,
+    },
+    /// Nobody wants the answer.
+    Abandoned,
+    /// The daemon stops, for this reason; the job is not to blame.
+    Stopped(String),
+}
+
+impl Conclusion {
+    pub(super) fn failed(fault: Fault, status: u16, text: String) -> Conclusion {
+        Conclusion::Failed { fault, status, text }
+    }
+}
+
+impl Worker {
+    /// Judges an attempt and sees to its consequences. Returns as soon as the worker may go on.
+    pub(super) async fn conclude(&self, claim: Claim, output: Arc<Output>, conclusion: Conclusion) {
+        match conclusion {
+            Conclusion::Whole => self.finish(claim, output, Finish::Done),
+            Conclusion::Abandoned => self.finish(claim, output, Finish::Cancelled),
+            Conclusion::Stopped(text) => match exposure(&output) {
+                Exposure::Hidden => self.give_back(&claim, &output, Charge::Nothing, text).await,
+                Exposure::Shown => {
+                    let refusal = refusal(503, format!("{text}; it is safe to try again"));
+                    self.finish(claim, output, Finish::Failed { refusal, has_answer: HasAnswer::No });
+                }
+            },
+            Conclusion::Answered { fault, text } => {
+                let refusal = Refusal { is_told: true, ..refusal(502, text) };
+                self.judge_and_act(claim, output, fault, refusal, HasAnswer::Yes).await;
+            }
+            Conclusion::Told { fault, text } => {
+                // A line that nobody has seen is told in the shape of an answer instead.
+                let refusal = Refusal { is_told: output.is_shown(), ..refusal(502, text) };
+                self.judge_and_act(claim, output, fault, refusal, HasAnswer::No).await;
+            }
+            Conclusion::Failed { fault, status, text } => {
+                self.judge_and_act(claim, output, fault, refusal(status, text), HasAnswer::No).await;
+            }
+        }
+    }
+
+    async fn judge_and_act(
+        &self,
+        claim: Claim,
+        output: Arc<Output>,
+        fault: Fault,
+        refusal: Refusal,
+        has_answer: HasAnswer,
+    ) {
+        let attempts_max = match claim.kind {
+            Kind::Opaque => 1,
+            Kind::Run | Kind::Load | Kind::Unload => self.settings.attempts_max,
+        };
+        let exposure = exposure(&output);
+        match judge(fault, claim.kind, exposure, claim.counters, attempts_max) {
+            Verdict::Again(charge) => self.give_back(&claim, &output, charge, refusal.text).await,
+            Verdict::Fail => self.finish(claim, output, Finish::Failed { refusal, has_answer }),
+        }
+    }
+
+    /// Puts a job back into the queue. If even that cannot be written, the job stays leased, and the next start puts it
+    /// back.
+    async fn give_back(&self, claim: &Claim, output: &Arc<Output>, charge: Charge, text: String) {
+        let now_ms = self.now_ms();
+        let failures = match charge {
+            Charge::Attempt => claim.counters.attempts,
+            Charge::Interruption => claim.counters.interruptions + 1,
+            Charge::Deferral => claim.counters.deferrals + 1,
+            Charge::Nothing => 0,
+        };
+        let pause = match charge {
+            Charge::Nothing => Duration::ZERO,
+            // The upstream is away; the worker itself pauses until it is back.
+            Charge::Deferral if !self.tools.health.is_up() => Duration::ZERO,
+            Charge::Attempt | Charge::Interruption | Charge::Deferral => {
+                delay(failures, self.settings.retry_delay, chance())
+            }
+        };
+        tracing::warn!(job.id = %claim.id, job.attempt = claim.counters.attempts, retry.charge = ?charge,
+            retry.ms = pause.as_millis(), job.error = %text, "job put back into the queue");
+        if charge != Charge::Nothing {
+            add(&self.handle.counts().retries);
+        }
+        let not_before_ms = later(now_ms, pause);
+        let (seq, epoch) = (claim.seq, claim.lease_epoch);
+        let written =
+            self.tools.store.give_back(seq, epoch, charge, not_before_ms, text, now_ms).await;
+        match written {
+            Ok(true) => output.put_back(),
+            Ok(false) => tracing::error!(job.id = %claim.id, "the lease of a job was lost"),
+            Err(fault) => {
+                tracing::error!(job.id = %claim.id, db.error = %fault, "job not put back; it will be at the next start");
+            }
+        }
+    }
+
+    /// Writes a job's one outcome and then tells it, beside the worker's further work.
+    fn finish(&self, claim: Claim, output: Arc<Output>, finish: Finish) {
+        // Its client reads on without waiting for the disk: the bytes are there.
+        if matches!(finish, Finish::Done) && output.is_shown() {
+            output.end(End::Whole);
+        }
+        let (tools, handle) = (self.tools.clone(), self.handle.clone());
+        self.tools.tasks.spawn(async move {
+            let is_ours = record(&tools, &claim, &output, &finish).await;
+            let counts = handle.counts();
+            match &finish {
+                Finish::Done => add(&counts.done),
+                Finish::Failed { .. } => add(&counts.failed),
+                Finish::Cancelled => add(&counts.cancelled),
+            }
+            log(&tools, &claim, &output, &finish, is_ours);
+            if finish.keeps_answer() == HasAnswer::No {
+                output.discard_file();
+            }
+            output.end(finish.end());
+            handle.outputs().forget(claim.id);
+        });
+    }
+}
+
+/// Whether the output holds a whole answer of the upstream's, be it an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum HasAnswer {
+    Yes,
+    No,
+}
+
+/// A final outcome.
+#[derive(Debug)]
+enum Finish {
+    Done,
+    Failed { refusal: Refusal, has_answer: HasAnswer },
+    Cancelled,
+}
+
+impl Finish {
+    fn keeps_answer(&self) -> HasAnswer {
+        match self {
+            Finish::Done => HasAnswer::Yes,
+            Finish::Failed { has_answer, .. } => *has_answer,
+            Finish::Cancelled => HasAnswer::No,
+        }
+    }
+
+    /// What followers see. An error answer of the upstream's is a whole answer to its client.
+    fn end(&self) -> End {
+        match self {
+            Finish::Done | Finish::Failed { has_answer: HasAnswer::Yes, .. } => End::Whole,
+            Finish::Failed { refusal, .. } => End::Broken(refusal.clone()),
+            Finish::Cancelled => End::Broken(refusal(499, "the job was cancelled".to_owned())),
+        }
+    }
+
+    fn event(&self) -> Event {
+        match self {
+            Finish::Done => Event::Complete,
+            Finish::Failed { .. } => Event::Fail,
+            Finish::Cancelled => Event::Cancel,
+        }
+    }
+
+    fn error(&self) -> Option<String> {
+        match self {
+            Finish::Done => None,
+            Finish::Failed { refusal, .. } => Some(refusal.text.clone()),
+            Finish::Cancelled => Some("the client left".to_owned()),
+        }
+    }
+}
+
+/// Writes the outcome, however often it takes. `false` if it was not ours to write.
+async fn record(tools: &Tools, claim: &Claim, output: &Arc<Output>, finish: &Finish) -> bool {
+    loop {
+        let answer = match finish.keeps_answer() {
+            HasAnswer::Yes => answer_of(output).await,
+            HasAnswer::No => None,
+        };
+        let ending = Ending { event: finish.event(), answer, error: finish.error() };
+        let (seq, epoch) = (claim.seq, claim.lease_epoch);
+        match tools.store.finish(seq, epoch, ending, tools.clock.now_ms()).await {
+            Ok(is_ours) => return is_ours,
+            Err(StoreError::Closed) => return false,
+            Err(fault) => {
+                tracing::error!(job.id = %claim.id, db.error = %fault, "an outcome could not be written; trying again");
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(WRITE_PAUSE) => (),
+            () = tools.tasks.forced() => return false,
+        }
+    }
+}
+
+/// The answer as it is kept: in the row if it is in memory, else as the synced file.
+async fn answer_of(output: &Arc<Output>) -> Option<Answer> {
+    let head = output.head()?;
+    let body = match output.in_memory() {
+        Some(bytes) => AnswerBody::Inline(bytes),
+        None => {
+            let (synced, name) = (Arc::clone(output), output.file_name());
+            let outcome = tokio::task::spawn_blocking(move || synced.sync_file()).await;
+            if let Ok(Err(fault)) = outcome {
+                tracing::error!(error = %fault, "a large answer could not be synced");
+            }
+            AnswerBody::File { name, bytes: output.bytes() }
+        }
+    };
+    Some(Answer { status: head.status, headers: head.headers, body })
+}
+
+fn log(tools: &Tools, claim: &Claim, output: &Output, finish: &Finish, is_ours: bool) {
+    let work_ms = tools.clock.now_ms() - claim.claimed_at_ms;
+    let id = claim.id;
+    if !is_ours {
+        tracing::error!(job.id = %id, "an outcome was not written: the lease was lost or the daemon ends");
+        return;
+    }
+    match finish {
+        Finish::Done => {
+            tracing::info!(job.id = %id, job.model = %claim.model, job.attempt = claim.counters.attempts,
+                job.work_ms = work_ms, answer.bytes = output.bytes(), "job done");
+        }
+        Finish::Failed { refusal, .. } => {
+            tracing::warn!(job.id = %id, job.model = %claim.model, job.attempt = claim.counters.attempts,
+                job.work_ms = work_ms, job.error = %refusal.text, "job failed");
+        }
+        Finish::Cancelled => tracing::info!(job.id = %id, job.work_ms = work_ms, "job cancelled"),
+    }
+}
+
+fn exposure(output: &Output) -> Exposure {
+    if output.is_shown() { Exposure::Shown } else { Exposure::Hidden }
+}
+
+fn refusal(status: u16, text: String) -> Refusal {
+    Refusal { status, text, retry_after_s: None, is_told: false }
+}

@@ -1,0 +1,451 @@
+//! The bytes of one job's answer, kept as they come: one writer (the attempt), any number of followers from any offset.
+//!
+//! The writer never waits for a follower, so a slow client never holds the upstream up. The first
+//! [`MEMORY_BYTES_MAX`] bytes stay in memory; beyond it everything is in a file as well, and followers read from there.
+//! Until [`Output::show`] nothing is visible and the writer may start over.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::store::HeaderList;
+
+/// Bytes of an answer kept in memory. Nearly all answers are smaller; ten thousand waiting clients hold none yet.
+pub const MEMORY_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Bytes read from the file at once.
+const READ_BYTES: usize = 64 * 1024;
+
+/// Status and headers of an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Head {
+    /// HTTP status.
+    pub status: u16,
+    /// End-to-end headers.
+    pub headers: HeaderList,
+}
+
+/// How long the job waited, told to the client in headers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Timings {
+    /// From admission to the claim, in milliseconds.
+    pub queue_ms: i64,
+    /// Making its key resident, in milliseconds; 0 if it was.
+    pub load_ms: i64,
+}
+
+/// Why there is no whole answer, for the client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// The HTTP status where nothing was sent yet.
+    pub status: u16,
+    /// What happened, and whether it is safe to try again.
+    pub text: String,
+    /// Seconds after which to try again, where that helps.
+    pub retry_after_s: Option<u64>,
+    /// Whether the upstream's own error line is already among the bytes, so that none must be added.
+    pub is_told: bool,
+}
+
+/// How an answer ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// Every byte is there.
+    Whole,
+    /// It is not, and will not be.
+    Broken(Refusal),
+}
+
+/// What a waiting client gets to see first.
+#[derive(Debug, Clone)]
+pub enum Opening {
+    /// An answer begins (it may have ended already).
+    Answer(Head, Timings),
+    /// There will be none.
+    Refused(Refusal),
+}
+
+/// One job's answer.
+#[derive(Debug)]
+pub struct Output {
+    inner: Mutex<Inner>,
+    changed: Notify,
+    abandoned: CancellationToken,
+    spill_path: PathBuf,
+    bytes_max: u64,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    head: Option<Head>,
+    timings: Timings,
+    chunks: Vec<Bytes>,
+    chunk_bytes: u64,
+    file: Option<Arc<File>>,
+    bytes: u64,
+    is_shown: bool,
+    is_in_flight: bool,
+    end: Option<End>,
+}
+
+/// Why bytes could not be kept.
+#[derive(Debug, thiserror::Error)]
+pub enum KeepError {
+    /// Beyond the limit for answers.
+    #[error("the answer is larger than {0} bytes")]
+    TooLong(u64),
+    /// The disk would not take them.
+    #[error("the answer could not be kept on disk: {0}")]
+    Disk(String),
+}
+
+impl Output {
+    /// An empty output. `spill_path` is where a large answer goes; `bytes_max` is the most it may hold.
+    pub fn new(spill_path: PathBuf, bytes_max: u64) -> Output {
+        Output {
+            inner: Mutex::default(),
+            changed: Notify::new(),
+            abandoned: CancellationToken::new(),
+            spill_path,
+            bytes_max,
+        }
+    }
+
+    /// Notes that the job was claimed.
+    pub fn take_off(&self) {
+        self.lock().is_in_flight = true;
+    }
+
+    /// Notes that the job went back to the queue.
+    pub fn put_back(&self) {
+        self.lock().is_in_flight = false;
+        self.changed.notify_waiters();
+    }
+
+    /// Whether the worker has the job.
+    pub fn is_in_flight(&self) -> bool {
+        self.lock().is_in_flight
+    }
+
+    /// Returns when the worker does not have the job. Cancel-safe.
+    pub async fn not_in_flight(&self) {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if !self.is_in_flight() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Throws a hidden answer away, for a new attempt.
+    pub fn start_over(&self, timings: Timings) {
+        let mut inner = self.lock();
+        if inner.is_shown || inner.end.is_some() {
+            return;
+        }
+        if inner.file.is_some() {
+            drop(std::fs::remove_file(&self.spill_path));
+        }
+        *inner = Inner { timings, is_in_flight: inner.is_in_flight, ..Inner::default() };
+    }
+
+    /// Sets status and headers. Still hidden.
+    pub fn begin(&self, head: Head) {
+        self.lock().head = Some(head);
+    }
+
+    /// Keeps the next bytes.
+    ///
+    /// # Errors
+    /// [`KeepError::TooLong`] beyond the limit, [`KeepError::Disk`] if the file cannot be written.
+    pub async fn push(self: &Arc<Self>, chunk: Bytes) -> Result<(), KeepError> {
+        let chunk_bytes = u64::try_from(chunk.len()).unwrap_or(u64::MAX);
+        let must_spill = {
+            let mut inner = self.lock();
+            if inner.bytes.saturating_add(chunk_bytes) > self.bytes_max {
+                return Err(KeepError::TooLong(self.bytes_max));
+            }
+            let fits = inner.bytes + chunk_bytes <= MEMORY_BYTES_MAX;
+            if fits {
+                inner.bytes += chunk_bytes;
+                inner.chunk_bytes += chunk_bytes;
+                inner.chunks.push(chunk.clone());
+            }
+            !fits
+        };
+        if must_spill {
+            let output = Arc::clone(self);
+            tokio::task::spawn_blocking(move || output.spill(&chunk))
+                .await
+                .map_err(|fault| KeepError::Disk(fault.to_string()))?
+                .map_err(|fault| KeepError::Disk(fault.to_string()))?;
+        }
+        self.changed.notify_waiters();
+        Ok(())
+    }
+
+    /// Makes the answer visible from its first byte on. From here on it must not start over.
+    pub fn show(&self) {
+        self.lock().is_shown = true;
+        self.changed.notify_waiters();
+    }
+
+    /// Whether a client may have seen a byte.
+    pub fn is_shown(&self) -> bool {
+        self.lock().is_shown
+    }
+
+    /// Ends the answer, and shows it.
+    pub fn end(&self, end: End) {
+        let mut inner = self.lock();
+        if inner.end.is_none() {
+            inner.is_shown |= end == End::Whole;
+            inner.end = Some(end);
+        }
+        drop(inner);
+        self.changed.notify_waiters();
+    }
+
+    /// Bytes so far.
+    pub fn bytes(&self) -> u64 {
+        self.lock().bytes
+    }
+
+    /// Status and headers, once begun.
+    pub fn head(&self) -> Option<Head> {
+        self.lock().head.clone()
+    }
+
+    /// The whole content if it is in memory; `None` if it is in the file.
+    pub fn in_memory(&self) -> Option<Bytes> {
+        let inner = self.lock();
+        if inner.file.is_some() {
+            return None;
+        }
+        let mut chunks = inner.chunks.iter();
+        match (chunks.next(), inner.chunks.len()) {
+            (None, _) => Some(Bytes::new()),
+            (Some(only), 1) => Some(only.clone()),
+            (Some(_), _) => Some(Bytes::from(inner.chunks.concat())),
+        }
+    }
+
+    /// Flushes the file to disk, with its folder, so that a row may name it.
+    ///
+    /// # Errors
+    /// The system's. Blocks.
+    pub fn sync_file(&self) -> std::io::Result<()> {
+        let file = self.lock().file.clone();
+        if let Some(file) = file {
+            file.sync_all()?;
+            if let Some(folder) = self.spill_path.parent() {
+                File::open(folder)?.sync_all()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The name of the file, without its folder.
+    pub fn file_name(&self) -> String {
+        self.spill_path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+    }
+
+    /// Removes the file of an answer that is not kept.
+    pub fn discard_file(&self) {
+        if self.lock().file.is_some() {
+            drop(std::fs::remove_file(&self.spill_path));
+        }
+    }
+
+    /// Tells the attempt that nobody wants the answer any more.
+    pub fn abandon(&self) {
+        self.abandoned.cancel();
+    }
+
+    /// Whether nobody wants it any more.
+    pub fn is_abandoned(&self) -> bool {
+        self.abandoned.is_cancelled()
+    }
+
+    /// Returns when nobody wants it any more. Cancel-safe.
+    pub async fn abandoned(&self) {
+        self.abandoned.cancelled().await;
+    }
+
+    /// Waits for the beginning of the answer, or for its refusal. Cancel-safe.
+    pub async fn opening(&self) -> Opening {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if let Some(opening) = self.opening_now() {
+                return opening;
+            }
+            changed.await;
+        }
+    }
+
+    fn opening_now(&self) -> Option<Opening> {
+        let inner = self.lock();
+        match (&inner.head, &inner.end) {
+            (Some(head), _) if inner.is_shown => {
+                Some(Opening::Answer(head.clone(), inner.timings))
+            }
+            (_, Some(End::Broken(refusal))) => Some(Opening::Refused(refusal.clone())),
+            (None, Some(End::Whole)) => Some(Opening::Refused(Refusal {
+                status: 502,
+                text: "the answer has no head".to_owned(),
+                retry_after_s: None,
+                is_told: false,
+            })),
+            (_, None) | (Some(_), Some(End::Whole)) => None,
+        }
+    }
+
+    fn spill(&self, chunk: &[u8]) -> std::io::Result<()> {
+        let (file, before) = {
+            let inner = self.lock();
+            (inner.file.clone(), inner.chunks.clone())
+        };
+        let file = match file {
+            Some(file) => file,
+            None => {
+                let file = self.create_file()?;
+                let mut writer: &File = &file;
+                for earlier in &before {
+                    writer.write_all(earlier)?;
+                }
+                Arc::new(file)
+            }
+        };
+        let mut writer: &File = &file;
+        writer.write_all(chunk)?;
+        let mut inner = self.lock();
+        inner.file = Some(file);
+        inner.bytes += u64::try_from(chunk.len()).unwrap_or(u64::MAX);
+        Ok(())
+    }
+
+    fn create_file(&self) -> std::io::Result<File> {
+        if let Some(folder) = self.spill_path.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
+        let mut options = File::options();
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        options.read(true).write(true).create(true).truncate(true).open(&self.spill_path)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a follower reads next.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Next {
+    /// More bytes.
+    Bytes(Bytes),
+    /// The end.
+    End(End),
+}
+
+/// Reads one output from its beginning, at its own pace.
+#[derive(Debug)]
+pub struct Follower {
+    output: Arc<Output>,
+    chunk: usize,
+    offset: u64,
+}
+
+enum Look {
+    Ready(Next),
+    File(Arc<File>),
+    Wait,
+}
+
+impl Follower {
+    /// A follower at the first byte.
+    pub fn new(output: Arc<Output>) -> Follower {
+        Follower { output, chunk: 0, offset: 0 }
+    }
+
+    /// The next bytes, or the end. Waits for the writer. Not cancel-safe while it reads from the file: dropping the
+    /// future then loses nothing, since the offset moves only with the bytes handed out.
+    pub async fn next(&mut self) -> Next {
+        let output = Arc::clone(&self.output);
+        loop {
+            let changed = output.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            match self.look() {
+                Look::Ready(Next::Bytes(bytes)) => {
+                    self.chunk += 1;
+                    self.offset += u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+                    return Next::Bytes(bytes);
+                }
+                Look::Ready(end) => return end,
+                Look::File(file) => match self.read(file).await {
+                    Ok(bytes) => return Next::Bytes(bytes),
+                    Err(fault) => return Next::End(End::Broken(unreadable(&fault))),
+                },
+                Look::Wait => changed.await,
+            }
+        }
+    }
+
+    fn look(&self) -> Look {
+        let inner = self.output.lock();
+        if !inner.is_shown {
+            return match &inner.end {
+                Some(end) => Look::Ready(Next::End(end.clone())),
+                None => Look::Wait,
+            };
+        }
+        if let Some(chunk) = inner.chunks.get(self.chunk) {
+            return Look::Ready(Next::Bytes(chunk.clone()));
+        }
+        match (&inner.file, &inner.end) {
+            (Some(file), _) if self.offset < inner.bytes => Look::File(Arc::clone(file)),
+            (_, Some(end)) => Look::Ready(Next::End(end.clone())),
+            (_, None) => Look::Wait,
+        }
+    }
+
+    async fn read(&mut self, file: Arc<File>) -> std::io::Result<Bytes> {
+        let offset = self.offset;
+        let bytes = tokio::task::spawn_blocking(move || {
+            let mut buffer = vec![0; READ_BYTES];
+            let read = file.read_at(&mut buffer, offset)?;
+            buffer.truncate(read);
+            if read == 0 {
+                return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof));
+            }
+            Ok(Bytes::from(buffer))
+        })
+        .await
+        .map_err(std::io::Error::other)??;
+        self.offset += u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        Ok(bytes)
+    }
+}
+
+fn unreadable(fault: &std::io::Error) -> Refusal {
+    Refusal {
+        status: 500,
+        text: format!("the kept answer cannot be read: {fault}"),
+        retry_after_s: None,
+        is_told: false,
+    }
+}
+
+#[cfg(test)]
+mod tests;

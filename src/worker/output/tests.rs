@@ -1,0 +1,96 @@
+//! The promises of an output: hidden until shown, the same bytes for every follower, in memory or from the file.
+
+use super::*;
+
+fn output(folder: &tempfile::TempDir, bytes_max: u64) -> Arc<Output> {
+    Arc::new(Output::new(folder.path().join("answers").join("one"), bytes_max))
+}
+
+fn head() -> Head {
+    Head { status: 200, headers: Vec::new() }
+}
+
+async fn read_all(output: &Arc<Output>) -> (Vec<u8>, End) {
+    let mut follower = Follower::new(Arc::clone(output));
+    let mut bytes = Vec::new();
+    loop {
+        match follower.next().await {
+            Next::Bytes(more) => bytes.extend_from_slice(&more),
+            Next::End(end) => return (bytes, end),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_hidden_answer_may_start_over_and_shows_nothing_of_the_first_try() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = output(&folder, 1000);
+    output.begin(head());
+    output.push(Bytes::from_static(b"first try")).await.unwrap();
+    output.start_over(Timings::default());
+    output.begin(head());
+    output.push(Bytes::from_static(b"second")).await.unwrap();
+    output.end(End::Whole);
+    assert_eq!(read_all(&output).await, (b"second".to_vec(), End::Whole));
+}
+
+#[tokio::test]
+async fn a_shown_answer_does_not_start_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = output(&folder, 1000);
+    output.begin(head());
+    output.push(Bytes::from_static(b"seen")).await.unwrap();
+    output.show();
+    output.start_over(Timings::default());
+    assert!(output.is_shown());
+    assert_eq!(output.bytes(), 4);
+}
+
+#[tokio::test]
+async fn a_follower_of_a_large_answer_reads_memory_then_file_while_it_grows() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = output(&folder, 64 * 1024 * 1024);
+    output.begin(head());
+    output.show();
+    let reader = tokio::spawn({
+        let output = Arc::clone(&output);
+        async move { read_all(&output).await }
+    });
+    let mut expected = Vec::new();
+    for number in 0..100_u32 {
+        let chunk: Vec<u8> = number.to_le_bytes().repeat(10_000);
+        expected.extend_from_slice(&chunk);
+        output.push(Bytes::from(chunk)).await.unwrap();
+    }
+    output.end(End::Whole);
+    let (bytes, end) = reader.await.unwrap();
+    assert_eq!(end, End::Whole);
+    assert!(bytes == expected, "{} of {} bytes", bytes.len(), expected.len());
+    assert_eq!(output.in_memory(), None);
+    let kept = std::fs::read(folder.path().join("answers").join("one")).unwrap();
+    assert!(kept == expected, "the file holds the whole answer");
+}
+
+#[tokio::test]
+async fn an_answer_beyond_the_limit_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = output(&folder, 10);
+    output.push(Bytes::from_static(b"12345678")).await.unwrap();
+    let fault = output.push(Bytes::from_static(b"9abc")).await.unwrap_err();
+    assert!(matches!(fault, KeepError::TooLong(10)));
+}
+
+#[tokio::test]
+async fn a_waiting_client_is_told_of_a_refusal() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = output(&folder, 10);
+    let refusal =
+        Refusal { status: 502, text: "no".to_owned(), retry_after_s: None, is_told: false };
+    let waiting = tokio::spawn({
+        let output = Arc::clone(&output);
+        async move { output.opening().await }
+    });
+    output.end(End::Broken(refusal.clone()));
+    let Opening::Refused(told) = waiting.await.unwrap() else { panic!("no refusal") };
+    assert_eq!(told, refusal);
+}

@@ -1,0 +1,44 @@
+//! The outputs of open jobs, by id: where a waiting handler and the attempt meet.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::domain::job::JobId;
+
+use super::output::Output;
+
+/// The registry.
+#[derive(Debug)]
+pub struct Outputs {
+    by_job: Mutex<HashMap<JobId, Arc<Output>>>,
+    folder: PathBuf,
+    answer_bytes_max: u64,
+}
+
+impl Outputs {
+    /// An empty registry. Large answers go to files in `folder`.
+    pub(super) fn new(folder: PathBuf, answer_bytes_max: u64) -> Outputs {
+        Outputs { by_job: Mutex::default(), folder, answer_bytes_max }
+    }
+
+    /// The output of a job, made if there is none yet: a job from before a restart has no handler.
+    pub fn open(&self, id: JobId) -> Arc<Output> {
+        let made = || Arc::new(Output::new(self.folder.join(id.to_string()), self.answer_bytes_max));
+        Arc::clone(self.lock().entry(id).or_insert_with(made))
+    }
+
+    /// The output of a job, if it is open.
+    pub fn find(&self, id: JobId) -> Option<Arc<Output>> {
+        self.lock().get(&id).cloned()
+    }
+
+    /// Drops the registry's hold on an output; its followers keep theirs.
+    pub fn forget(&self, id: JobId) {
+        self.lock().remove(&id);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<JobId, Arc<Output>>> {
+        self.by_job.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,153 @@
+//! A swap, in foreman's own steps: unload the chosen victims, watch ps until they are gone, load the new key with exactly
+//! its options and the pin. Ollama is never left to choose a victim, and no client's connection carries a load.
+
+use std::time::Duration;
+
+use crate::clock;
+use crate::domain::model::{LoadKey, ModelName};
+use crate::domain::retry::{Fault, Told, told_by_status};
+use crate::domain::schedule::Reason;
+use crate::ollama::client::SendError;
+
+use super::Worker;
+use super::conclude::Conclusion;
+use super::handle::add;
+
+/// The longest an unloaded model may stay in ps before the load goes ahead: Ollama gives its memory 5 s to come back, and
+/// a runner that has not died after six times that will not.
+const GONE_LIMIT: Duration = Duration::from_secs(30);
+
+/// How often ps is asked while a model goes: first at once, then less and less often.
+const GONE_PAUSE_FIRST: Duration = Duration::from_millis(10);
+const GONE_PAUSE_MAX: Duration = Duration::from_millis(250);
+
+impl Worker {
+    /// Makes `load` resident. Dropped only when the end is forced.
+    ///
+    /// A load that Ollama refuses with a 4xx is let through: the job itself will be told the same in its own shape.
+    pub(super) async fn swap(
+        &self,
+        unload: &[ModelName],
+        load: &LoadKey,
+        reason: Reason,
+    ) -> Result<(), Conclusion> {
+        tokio::select! {
+            outcome = self.swap_steps(unload, load, reason) => outcome,
+            () = self.tools.tasks.forced() => {
+                self.tools.residency.doubt();
+                Err(Conclusion::Stopped("foreman was stopped while it loaded the model".to_owned()))
+            }
+        }
+    }
+
+    async fn swap_steps(
+        &self,
+        unload: &[ModelName],
+        load: &LoadKey,
+        reason: Reason,
+    ) -> Result<(), Conclusion> {
+        let began_ms = self.now_ms();
+        for victim in unload {
+            self.unload(victim).await;
+        }
+        let installed = self.tools.inventory.find(&load.model);
+        let name = installed.map_or_else(|| load.model.to_string(), |entry| entry.display);
+        let reply = self.tools.ollama.load(&name, load, self.settings.load_limit).await;
+        let now_ms = self.now_ms();
+        match reply {
+            Ok(reply) if reply.status == 200 => {
+                self.tools.residency.loaded(load, self.settings.keep_alive, now_ms);
+                if reason != Reason::Confirm {
+                    add(&self.handle.counts().loads);
+                }
+                if !unload.is_empty() {
+                    add(&self.handle.counts().swaps);
+                }
+                let unloaded = unload.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+                tracing::info!(load.key = %load, load.ms = now_ms - began_ms, load.reason = reason.name(),
+                    load.unloaded = %unloaded, "model loaded");
+                Ok(())
+            }
+            Ok(reply) if reply.status < 500 => {
+                self.tools.residency.doubt();
+                Ok(())
+            }
+            Ok(reply) => {
+                self.tools.residency.doubt();
+                let text = reply.error_text();
+                let told = match told_by_status(reply.status, &text) {
+                    // A load that failed may go better the next time: memory comes back, a driver recovers.
+                    Told::Final => Told::Passing,
+                    told => told,
+                };
+                tracing::warn!(load.key = %load, upstream.status = reply.status, upstream.error = %text, "load failed");
+                Err(Conclusion::failed(Fault::Told(told), reply.status, text))
+            }
+            Err(fault) => {
+                self.tools.residency.doubt();
+                Err(self.load_fault(load, &fault).await)
+            }
+        }
+    }
+
+    async fn load_fault(&self, load: &LoadKey, fault: &SendError) -> Conclusion {
+        let text = format!("loading {load}: {fault}");
+        match fault {
+            SendError::Unreachable { .. } => {
+                self.tools.health.lost(&text, self.now_ms());
+                Conclusion::failed(Fault::Unreachable, 502, text)
+            }
+            SendError::Late { .. } => Conclusion::failed(Fault::Silent, 504, text),
+            SendError::Broken { .. } | SendError::Strange { .. } => {
+                Conclusion::failed(self.cut_or_died().await, 502, text)
+            }
+        }
+    }
+
+    /// Asks Ollama to unload a model and waits until ps no longer lists it.
+    pub(super) async fn unload(&self, model: &ModelName) {
+        let began_ms = self.now_ms();
+        match self.tools.ollama.unload(model.as_str()).await {
+            Ok(reply) if reply.status == 200 => {
+                self.wait_until_gone(model).await;
+                self.tools.residency.unloaded(model);
+                tracing::debug!(model.name = %model, unload.ms = self.now_ms() - began_ms, "model unloaded");
+            }
+            // Deleted while it was resident: it can no longer be unloaded by name.
+            Ok(reply) => {
+                tracing::warn!(model.name = %model, upstream.status = reply.status, upstream.error = %reply.error_text(),
+                    "a resident model could not be unloaded");
+                self.tools.residency.doubt();
+            }
+            Err(fault) => {
+                tracing::warn!(model.name = %model, upstream.error = %fault, "a resident model could not be unloaded");
+                self.tools.residency.doubt();
+            }
+        }
+    }
+
+    async fn wait_until_gone(&self, model: &ModelName) {
+        let deadline_ms = self.now_ms().saturating_add(clock::millis(GONE_LIMIT));
+        let mut pause = GONE_PAUSE_FIRST;
+        while self.now_ms() < deadline_ms {
+            match self.tools.ollama.ps().await {
+                Ok(ps) if ps.iter().all(|entry| entry.model != *model) => return,
+                Err(SendError::Unreachable { .. }) => return,
+                Ok(_) | Err(_) => tokio::time::sleep(pause).await,
+            }
+            pause = (pause * 2).min(GONE_PAUSE_MAX);
+        }
+        tracing::warn!(model.name = %model, limit.s = GONE_LIMIT.as_secs(), "an unloaded model is still listed; loading all the same");
+    }
+
+    /// Tells a connection that broke from an upstream that died, by asking the upstream.
+    pub(super) async fn cut_or_died(&self) -> Fault {
+        match self.tools.ollama.ping().await {
+            Ok(()) => Fault::Cut,
+            Err(fault) => {
+                self.tools.health.lost(&fault.to_string(), self.now_ms());
+                Fault::UpstreamDied
+            }
+        }
+    }
+}
