@@ -1,0 +1,195 @@
+//! `/v1/messages`, the Anthropic shape.
+
+use std::sync::Arc;
+
+use super::native::tool_name;
+use super::openai::text_of;
+use super::reply::{EVENTS, Reply};
+use super::resolve::{Wording, require, resolve};
+use super::{Call, Failure};
+use crate::config::Capability;
+use crate::generation::{Job, Piece, Session, Summary, collect};
+use crate::hash::hex64;
+use crate::json::{Json, Object};
+use crate::vocabulary::prompt_tokens;
+
+/// Hex digits of a message id.
+const ID_DIGITS: usize = 24;
+
+/// Answers `POST /v1/messages`.
+pub(super) async fn messages(call: Call) -> Result<Reply, Failure> {
+    let fields = call.fields_v1("anthropic.MessagesRequest")?;
+    let streams = fields.bool("stream").map_err(Failure::bad_request)?.unwrap_or(false);
+    let raw = fields.text("model").map_err(Failure::bad_request)?;
+    let limit = fields.int("max_tokens").map_err(Failure::bad_request)?.unwrap_or(0);
+    let list =
+        fields.array("messages", "[]anthropic.MessageParam").map_err(Failure::bad_request)?;
+    if raw.is_empty() {
+        return Err(Failure::bad_request("model is required"));
+    }
+    let limit = u32::try_from(limit)
+        .ok()
+        .filter(|limit| *limit > 0)
+        .ok_or_else(|| Failure::bad_request("max_tokens is required and must be positive"))?;
+    let Some(last) = list.last() else {
+        return Err(Failure::bad_request("messages is required"));
+    };
+    let model = resolve(&call.world, raw, Wording::Plain)?;
+    require(&model, raw, Capability::Completion, "chat")?;
+    let tools = fields.array("tools", "[]anthropic.Tool").map_err(Failure::bad_request)?;
+    if !tools.is_empty() {
+        require(&model, raw, Capability::Tools, "tools")?;
+    }
+    let prompt = text_of(last.as_object().and_then(|message| message.get("content")));
+    let job = Job {
+        tokens_max: Some(limit),
+        tool: tool_name(tools, &prompt),
+        ..Job::new(Arc::clone(&model), prompt.clone(), call.plan.clone())
+    };
+    let body = String::from_utf8_lossy(&call.body);
+    let id = format!("msg_{}", &hex64(&body)[..ID_DIGITS]);
+    let has_tool = job.tool.is_some();
+    let raw = raw.to_owned();
+    let session = Session::open(&call.world, job).await?;
+    if !streams {
+        return whole(&id, &raw, session).await;
+    }
+    let events = Events { id, model: raw, prompt, has_tool, is_started: false, is_open: false };
+    let reply = Reply::stream(EVENTS, session, events.render()).await?;
+    Ok(reply.header("cache-control", "no-cache"))
+}
+
+async fn whole(id: &str, raw: &str, session: Session) -> Result<Reply, Failure> {
+    let answer = collect(session).await?;
+    let mut content: Vec<Json> = Vec::new();
+    if !answer.text.is_empty() {
+        let block = Object::new().with("type", "text").with("text", answer.text.as_str());
+        content.push(block.into());
+    }
+    if let Some(call) = &answer.tool_call {
+        let block = Object::new()
+            .with("type", "tool_use")
+            .with("id", call.id.as_str())
+            .with("name", call.name.as_str())
+            .with("input", call.arguments.clone());
+        content.push(block.into());
+    }
+    let summary = answer.summary.as_ref();
+    let object = Object::new()
+        .with("id", id)
+        .with("type", "message")
+        .with("role", "assistant")
+        .with("model", raw)
+        .with("content", content)
+        .with_some("stop_reason", summary.map(|end| stop_reason(end, answer.tool_call.is_some())))
+        .with("usage", usage(summary));
+    Ok(Reply::compatible(object))
+}
+
+fn stop_reason(summary: &Summary, has_tool: bool) -> &'static str {
+    match summary.reason {
+        _ if has_tool => "tool_use",
+        "length" => "max_tokens",
+        _ => "end_turn",
+    }
+}
+
+fn usage(summary: Option<&Summary>) -> Object {
+    let (input, output) =
+        summary.map_or((0, 0), |summary| (summary.prompt_tokens, summary.answer_tokens));
+    Object::new().with("input_tokens", input).with("output_tokens", output)
+}
+
+/// Renders the event stream.
+struct Events {
+    id: String,
+    model: String,
+    prompt: String,
+    has_tool: bool,
+    is_started: bool,
+    /// Whether the content block is open.
+    is_open: bool,
+}
+
+fn event(name: &str, object: Object) -> String {
+    format!("event: {name}\ndata: {}\n\n", object.encode())
+}
+
+fn delta(kind: &str, key: &str, text: &str) -> String {
+    let delta = Object::new().with("type", kind).with(key, text);
+    let object =
+        Object::new().with("type", "content_block_delta").with("index", 0_u32).with("delta", delta);
+    event("content_block_delta", object)
+}
+
+impl Events {
+    fn render(mut self) -> impl FnMut(&Piece) -> String + Send + 'static {
+        move |piece| self.piece(piece)
+    }
+
+    fn piece(&mut self, piece: &Piece) -> String {
+        let start = self.start();
+        start
+            + &match piece {
+                Piece::Text(text) => {
+                    let block = Object::new().with("type", "text").with("text", "");
+                    self.open(block) + &delta("text_delta", "text", text)
+                }
+                Piece::ToolCall(call) => {
+                    let block = Object::new()
+                        .with("type", "tool_use")
+                        .with("id", call.id.as_str())
+                        .with("name", call.name.as_str())
+                        .with("input", Object::new());
+                    let arguments = call.arguments.clone().encode();
+                    self.open(block) + &delta("input_json_delta", "partial_json", &arguments)
+                }
+                Piece::Done(summary) => self.end(summary),
+                // Nothing for an error either: the stream simply ends, as in Ollama.
+                Piece::Thinking(_) | Piece::Failed(_) | Piece::Ended => String::new(),
+            }
+    }
+
+    fn start(&mut self) -> String {
+        if std::mem::replace(&mut self.is_started, true) {
+            return String::new();
+        }
+        let usage = Object::new()
+            .with("input_tokens", prompt_tokens(&self.prompt))
+            .with("output_tokens", 0_u32);
+        let message = Object::new()
+            .with("id", self.id.as_str())
+            .with("type", "message")
+            .with("role", "assistant")
+            .with("model", self.model.as_str())
+            .with("content", Vec::<Json>::new())
+            .with("usage", usage);
+        event("message_start", Object::new().with("type", "message_start").with("message", message))
+    }
+
+    fn open(&mut self, block: Object) -> String {
+        if std::mem::replace(&mut self.is_open, true) {
+            return String::new();
+        }
+        let object = Object::new()
+            .with("type", "content_block_start")
+            .with("index", 0_u32)
+            .with("content_block", block);
+        event("content_block_start", object)
+    }
+
+    fn end(&self, summary: &Summary) -> String {
+        let mut text = String::new();
+        if self.is_open {
+            let object = Object::new().with("type", "content_block_stop").with("index", 0_u32);
+            text += &event("content_block_stop", object);
+        }
+        let delta = Object::new().with("stop_reason", stop_reason(summary, self.has_tool));
+        let object = Object::new()
+            .with("type", "message_delta")
+            .with("delta", delta)
+            .with("usage", usage(Some(summary)));
+        text += &event("message_delta", object);
+        text + &event("message_stop", Object::new().with("type", "message_stop"))
+    }
+}
