@@ -242,7 +242,10 @@ fn loops_to_itself(config: &Config) -> Option<Fault> {
     (is_here && url.port() == config.addr.port()).then(|| Fault {
         key: "FOREMAN_OLLAMA_URL",
         value: url.to_string(),
-        allowed: format!("this is where foreman itself listens ({}); name Ollama's address", config.addr),
+        allowed: format!(
+            "this is where foreman itself listens ({}); name Ollama's address",
+            config.addr
+        ),
     })
 }
 
@@ -264,7 +267,9 @@ fn upstream(text: &str) -> Result<UpstreamUrl, String> {
     let url = UpstreamUrl::parse(text)?;
     match url.scheme() {
         Scheme::Http => Ok(url),
-        Scheme::Https => Err("an http:// address; https is not supported in this version".to_owned()),
+        Scheme::Https => {
+            Err("an http:// address; https is not supported in this version".to_owned())
+        }
     }
 }
 

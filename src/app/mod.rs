@@ -75,12 +75,12 @@ impl App {
     /// [`StartError`]; nothing keeps running then.
     pub async fn build(config: Config, clock: Clock) -> Result<App, StartError> {
         let listener = listen(config.addr).await?;
-        let addr =
-            listener.local_addr().map_err(|fault| StartError::Listen { addr: config.addr, fault })?;
+        let addr = listener
+            .local_addr()
+            .map_err(|fault| StartError::Listen { addr: config.addr, fault })?;
         let store = open_store(&config, &clock)?;
         let token = config.ollama_token.as_ref().map(|token| token.expose());
-        let ollama =
-            Ollama::new(config.ollama_url.clone(), token).map_err(StartError::Config)?;
+        let ollama = Ollama::new(config.ollama_url.clone(), token).map_err(StartError::Config)?;
         let (inventory, poller) = Inventory::new();
         let tools = Tools {
             store: store.clone(),
@@ -135,7 +135,10 @@ impl App {
         tasks.spawn(worker.run());
         tasks.spawn(accept::serve(Arc::clone(&edge), listener));
         stops.recv().await;
-        tracing::info!(grace.s = edge.config.shutdown_grace.as_secs(), "stopping: no new work, finishing what runs");
+        tracing::info!(
+            grace.s = edge.config.shutdown_grace.as_secs(),
+            "stopping: no new work, finishing what runs"
+        );
         let stopped = drain(&tasks, edge.config.shutdown_grace, &mut stops).await;
         edge.store.close().await;
         tracing::info!(?stopped, "foreman has stopped");
@@ -164,13 +167,15 @@ async fn listen(addr: SocketAddr) -> Result<TcpListener, StartError> {
 
 fn open_store(config: &Config, clock: &Clock) -> Result<Store, StartError> {
     let opened = Store::open(&config.db, clock.now_ms());
-    let (store, recovered) = opened.map_err(|fault| StartError::Store {
-        path: config.db.display().to_string(),
-        fault,
-    })?;
+    let (store, recovered) = opened
+        .map_err(|fault| StartError::Store { path: config.db.display().to_string(), fault })?;
     if recovered != Default::default() {
-        tracing::info!(jobs.waiting = recovered.waiting, jobs.requeued = recovered.requeued,
-            jobs.given_up = recovered.given_up, "recovered the queue of the last run");
+        tracing::info!(
+            jobs.waiting = recovered.waiting,
+            jobs.requeued = recovered.requeued,
+            jobs.given_up = recovered.given_up,
+            "recovered the queue of the last run"
+        );
     }
     Ok(store)
 }

@@ -69,6 +69,8 @@ async fn remove(path: &Path) {
     match tokio::fs::remove_file(path).await {
         Ok(()) => (),
         Err(fault) if fault.kind() == std::io::ErrorKind::NotFound => (),
-        Err(fault) => tracing::warn!(path = %path.display(), error = %fault, "a file could not be removed"),
+        Err(fault) => {
+            tracing::warn!(path = %path.display(), error = %fault, "a file could not be removed")
+        }
     }
 }

@@ -73,7 +73,10 @@ pub fn main() -> ExitCode {
 }
 
 /// One line on stderr, for people.
-#[expect(clippy::print_stderr, reason = "the one place of the program that writes words to the terminal")]
+#[expect(
+    clippy::print_stderr,
+    reason = "the one place of the program that writes words to the terminal"
+)]
 fn say(text: &str) {
     eprintln!("foreman: {text}");
 }

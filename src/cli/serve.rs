@@ -1,5 +1,7 @@
 //! `foreman serve`: check the configuration, build the daemon, run it until it is told to stop.
 
+use std::io::IsTerminal;
+
 use clap::CommandFactory;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -28,14 +30,22 @@ pub(super) fn serve(arguments: &Serve) -> Exit {
                 say(&fault.to_string());
             }
             if filter.is_err() {
-                say(&format!("FOREMAN_LOG={log:?}: a filter such as info, debug or foreman::worker=debug"));
+                say(&format!(
+                    "FOREMAN_LOG={log:?}: a filter such as info, debug or foreman::worker=debug"
+                ));
             }
             return Exit::Usage;
         }
     };
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
     for name in not_yet_known() {
-        tracing::warn!("{name} is set, but this version of foreman does not know it: it has no effect");
+        tracing::warn!(
+            "{name} is set, but this version of foreman does not know it: it has no effect"
+        );
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -67,7 +77,10 @@ async fn run(config: Config) -> Exit {
 }
 
 /// A message for each SIGTERM or SIGINT.
-#[expect(clippy::disallowed_methods, reason = "lives as long as the process; a stop must not wait for it")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "lives as long as the process; a stop must not wait for it"
+)]
 fn signals() -> std::io::Result<mpsc::Receiver<()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

@@ -95,7 +95,9 @@ async fn ask(addr: SocketAddr, token: Option<&str>) -> Result<String, (Exit, Str
         let text = String::from_utf8_lossy(&body).into_owned();
         match code {
             200 => Ok(text),
-            401 => Err((Exit::Refused, format!("foreman on {addr} refused the token (FOREMAN_TOKEN)"))),
+            401 => {
+                Err((Exit::Refused, format!("foreman on {addr} refused the token (FOREMAN_TOKEN)")))
+            }
             _ => Err((Exit::Unavailable, format!("{addr} answered {code}: {}", text.trim()))),
         }
     };

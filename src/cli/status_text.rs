@@ -17,7 +17,11 @@ pub(super) fn render(document: &Value, addr: SocketAddr) -> String {
     let now = millis(&document["now"]);
     let up = now - millis(&document["started_at"]);
     let draining = if document["is_draining"] == true { ", stopping" } else { "" };
-    page.line(&format!("foreman {} on {addr}, up {}{draining}", text(&document["version"]), age(up)));
+    page.line(&format!(
+        "foreman {} on {addr}, up {}{draining}",
+        text(&document["version"]),
+        age(up)
+    ));
     upstream(&mut page, &document["upstream"], now);
     resident(&mut page, document, now);
     running(&mut page, document);
@@ -58,7 +62,8 @@ fn upstream(page: &mut Page, upstream: &Value, now: i64) {
     match upstream["state"].as_str() {
         Some("up") => {
             let version = text(&upstream["version"]);
-            let models = upstream["models"].as_u64().map_or(String::new(), |n| format!(", {n} models"));
+            let models =
+                upstream["models"].as_u64().map_or(String::new(), |n| format!(", {n} models"));
             page.line(&format!("ollama       {url} is up for {since} (version {version}{models})"));
         }
         Some("down") => {

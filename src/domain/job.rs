@@ -116,10 +116,7 @@ impl State {
             (State::Queued | State::Loading | State::Working, Event::Cancel) => {
                 Some(State::Cancelled)
             }
-            (
-                State::Queued,
-                Event::Loaded | Event::GiveBack | Event::Complete,
-            )
+            (State::Queued, Event::Loaded | Event::GiveBack | Event::Complete)
             | (State::Loading, Event::ClaimToLoad | Event::ClaimToWork | Event::Complete)
             | (State::Working, Event::ClaimToLoad | Event::ClaimToWork | Event::Loaded)
             | (State::Done | State::Failed | State::Cancelled, _) => None,
@@ -236,10 +233,7 @@ mod tests {
     #[test]
     fn only_a_working_job_is_done() {
         assert_eq!(Event::Complete.sources().collect::<Vec<_>>(), [State::Working]);
-        assert_eq!(
-            Event::GiveBack.sources().collect::<Vec<_>>(),
-            [State::Loading, State::Working]
-        );
+        assert_eq!(Event::GiveBack.sources().collect::<Vec<_>>(), [State::Loading, State::Working]);
     }
 
     #[test]

@@ -179,8 +179,7 @@ mod tests {
 
     #[test]
     fn a_job_is_not_charged_for_an_upstream_that_is_away() {
-        let verdict =
-            judge(Fault::Unreachable, Kind::Run, Exposure::Hidden, counters(3), 3);
+        let verdict = judge(Fault::Unreachable, Kind::Run, Exposure::Hidden, counters(3), 3);
         assert_eq!(verdict, Verdict::Again(Charge::Deferral));
     }
 

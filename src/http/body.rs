@@ -50,7 +50,9 @@ pub(super) async fn read(
     loop {
         let frame = match tokio::time::timeout(SILENCE_MAX, body.frame()).await {
             Ok(Some(Ok(frame))) => frame,
-            Ok(Some(Err(_))) => return Err(Told::new(StatusCode::BAD_REQUEST, "the request body broke off")),
+            Ok(Some(Err(_))) => {
+                return Err(Told::new(StatusCode::BAD_REQUEST, "the request body broke off"));
+            }
             Ok(None) => break,
             Err(_) => return Err(silent()),
         };

@@ -70,7 +70,9 @@ fn told(edge: &Edge, fault: &SendError) -> Told {
     match fault {
         SendError::Unreachable { .. } => {
             edge.health.lost(&fault.to_string(), edge.clock.now_ms());
-            let text = format!("ollama is not reachable, the request did not reach it and may be tried again: {fault}");
+            let text = format!(
+                "ollama is not reachable, the request did not reach it and may be tried again: {fault}"
+            );
             Told::new(StatusCode::BAD_GATEWAY, text).retry_after(5)
         }
         SendError::Broken { .. } | SendError::Late { .. } | SendError::Strange { .. } => {
@@ -121,7 +123,6 @@ impl Drop for RefreshAfter {
         });
     }
 }
-
 
 #[cfg(test)]
 mod tests {

@@ -106,9 +106,7 @@ async fn installed(edge: &Edge, model: &str, needs: &Needs) -> Result<ModelName,
         return Err(Placement::Forward("a cloud model"));
     }
     match edge.inventory.look_up(&parsed.name).await {
-        Lookup::Installed(entry) if entry.is_remote => {
-            Err(Placement::Forward("a cloud model"))
-        }
+        Lookup::Installed(entry) if entry.is_remote => Err(Placement::Forward("a cloud model")),
         Lookup::Installed(entry) => match lacks(edge, &entry, needs).await {
             true => Err(Placement::Forward("the model lacks a capability")),
             false => Ok(parsed.name),

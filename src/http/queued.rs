@@ -113,9 +113,7 @@ async fn wait(edge: &Arc<Edge>, dialect: Dialect, mut waiter: Waiter) -> Result<
         }
     };
     match opening {
-        Opening::Answer(head, timings) => {
-            Ok(follow::answer(dialect, head, timings, waiter))
-        }
+        Opening::Answer(head, timings) => Ok(follow::answer(dialect, head, timings, waiter)),
         Opening::Refused(refusal) => {
             waiter.let_go();
             let mut response = refused(&refusal).answer(dialect);
@@ -180,7 +178,8 @@ impl Drop for Waiter {
     fn drop(&mut self) {
         // While the daemon stops, connections are closed by foreman, not by their clients: the jobs stay.
         let tasks = &self.edge.tasks;
-        let is_cut_by_us = tasks.is_forced() || (tasks.is_draining() && !self.output.is_in_flight());
+        let is_cut_by_us =
+            tasks.is_forced() || (tasks.is_draining() && !self.output.is_in_flight());
         if !self.is_waiting || is_cut_by_us {
             return;
         }

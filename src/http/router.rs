@@ -65,7 +65,8 @@ fn is_authorised(headers: &HeaderMap, secret: &Secret) -> bool {
 }
 
 fn unauthorised(path: &str) -> Response {
-    let told = Told::new(StatusCode::UNAUTHORIZED, "foreman asks for a bearer token (FOREMAN_TOKEN)");
+    let told =
+        Told::new(StatusCode::UNAUTHORIZED, "foreman asks for a bearer token (FOREMAN_TOKEN)");
     let mut response = told.answer(error_dialect(path));
     response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     response

@@ -171,7 +171,8 @@ impl Ollama {
     /// # Errors
     /// Any [`SendError`].
     pub async fn get(&self, path: &str, limit: Duration) -> Result<Reply, SendError> {
-        let request = Request::get(path).body(empty_body()).map_err(|fault| self.strange(&fault))?;
+        let request =
+            Request::get(path).body(empty_body()).map_err(|fault| self.strange(&fault))?;
         self.whole(request, limit).await
     }
 

@@ -101,7 +101,8 @@ impl Inventory {
         let shown = known.shown.get(&entry.digest).and_then(Option::as_ref);
         let capabilities = entry.capabilities.as_ref().or(shown);
         capabilities.is_some_and(|list| {
-            list.iter().any(|item| item == "embedding") && !list.iter().any(|item| item == "completion")
+            list.iter().any(|item| item == "embedding")
+                && !list.iter().any(|item| item == "completion")
         })
     }
 

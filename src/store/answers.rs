@@ -5,9 +5,9 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::domain::job::JobId;
 
+use super::Store;
 use super::error::StoreError;
 use super::rows::{self, HeaderList};
-use super::Store;
 
 /// An answer of the upstream's, as it is kept.
 #[derive(Debug, Clone)]
@@ -65,7 +65,8 @@ pub(super) fn insert(tx: &Connection, seq: i64, answer: &Answer) -> Result<(), S
 
 fn find(tx: &Connection, id: JobId) -> Result<Option<Answer>, StoreError> {
     type Row = (u16, String, i64, Option<Vec<u8>>, Option<String>);
-    let sql = "SELECT status, headers, bytes, body, file FROM answer JOIN job USING (seq) WHERE id = ?1";
+    let sql =
+        "SELECT status, headers, bytes, body, file FROM answer JOIN job USING (seq) WHERE id = ?1";
     let row: Option<Row> = tx
         .prepare_cached(sql)?
         .query_row([id.to_string()], |row| {

@@ -16,7 +16,9 @@ pub enum StoreError {
         holder: String,
     },
     /// A newer foreman wrote it.
-    #[error("the database has schema version {found}, this foreman knows {known}: use the newer foreman")]
+    #[error(
+        "the database has schema version {found}, this foreman knows {known}: use the newer foreman"
+    )]
     Newer {
         /// Found in the file.
         found: i64,

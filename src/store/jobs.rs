@@ -188,8 +188,7 @@ impl Store {
 
 /// The states `event` may start from, as a SQL list.
 pub(super) fn sources(event: Event) -> String {
-    let names: Vec<String> =
-        event.sources().map(|state| format!("'{}'", state.name())).collect();
+    let names: Vec<String> = event.sources().map(|state| format!("'{}'", state.name())).collect();
     names.join(",")
 }
 
@@ -261,7 +260,17 @@ fn claim(
                 interruptions: rows::small(row.get(8)?),
                 deferrals: rows::small(row.get(9)?),
             };
-            Ok((row.get(0)?, text(1)?, row.get(2)?, text(3)?, text(4)?, text(5)?, row.get(6)?, counters, row.get(10)?))
+            Ok((
+                row.get(0)?,
+                text(1)?,
+                row.get(2)?,
+                text(3)?,
+                text(4)?,
+                text(5)?,
+                row.get(6)?,
+                counters,
+                row.get(10)?,
+            ))
         })
         .optional()?;
     let Some((seq, id, lease_epoch, kind, dialect, model, is_streamed, counters, created_at_ms)) =
@@ -358,8 +367,7 @@ fn finish(
          WHERE seq = ?1 AND lease_epoch = ?2 AND state IN ({})",
         sources(ending.event)
     );
-    let changed =
-        tx.prepare_cached(&sql)?.execute(params![seq, epoch, to.name(), at_ms, error])?;
+    let changed = tx.prepare_cached(&sql)?.execute(params![seq, epoch, to.name(), at_ms, error])?;
     if changed != 1 {
         return Ok(false);
     }

@@ -2,9 +2,9 @@
 
 use rusqlite::{OptionalExtension, Transaction, params};
 
+use super::Store;
 use super::error::StoreError;
 use super::rows;
-use super::Store;
 
 /// A lane with a ready job.
 #[derive(Debug, Clone, PartialEq, Eq)]

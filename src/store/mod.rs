@@ -117,10 +117,8 @@ impl Store {
         let _permit = self.shared.free_readers.acquire().await.map_err(|_| StoreError::Closed)?;
         let answer = tokio::task::spawn_blocking(move || {
             let mut connection = shared.take_reader().ok_or(StoreError::Closed)?;
-            let answer = connection
-                .transaction()
-                .map_err(StoreError::from)
-                .and_then(|tx| question(&tx));
+            let answer =
+                connection.transaction().map_err(StoreError::from).and_then(|tx| question(&tx));
             shared.return_reader(connection);
             answer
         });

@@ -39,9 +39,16 @@ pub(super) fn recover(tx: &Connection, now_ms: i64) -> Result<Recovered, StoreEr
             record(tx, seq, from, State::Queued, &note)?;
             recovered.requeued += 1;
         } else {
-            let text = format!("foreman died {} times while this job was running", interruptions + 1);
+            let text =
+                format!("foreman died {} times while this job was running", interruptions + 1);
             give_up(tx, seq, &text, now_ms)?;
-            record(tx, seq, from, State::Failed, &Note { epoch, at_ms: now_ms, text: Some(&text) })?;
+            record(
+                tx,
+                seq,
+                from,
+                State::Failed,
+                &Note { epoch, at_ms: now_ms, text: Some(&text) },
+            )?;
             recovered.given_up += 1;
         }
     }

@@ -81,8 +81,14 @@ async fn a_retry_waits_for_its_time_and_a_younger_job_overtakes_it() {
     let (store, _) = Store::open(&folder.path().join("a.db"), 0).unwrap();
     store.admit(job("a"), LIMITS, 1).await.unwrap();
     let taken = claim(&store, "a", 2).await;
-    let back =
-        store.give_back(taken.seq, taken.lease_epoch, Charge::Deferral, 1_000, "busy".to_owned(), 3);
+    let back = store.give_back(
+        taken.seq,
+        taken.lease_epoch,
+        Charge::Deferral,
+        1_000,
+        "busy".to_owned(),
+        3,
+    );
     assert!(back.await.unwrap());
     assert_eq!(store.ready_lanes(500).await.unwrap(), []);
     assert_eq!(store.next_ready_at_ms(500).await.unwrap(), Some(1_000));
@@ -208,7 +214,14 @@ async fn the_tally_agrees_with_a_count_after_any_life() {
             0 => drop(store.finish(taken.seq, taken.lease_epoch, done(), 60).await.unwrap()),
             1 => drop(
                 store
-                    .give_back(taken.seq, taken.lease_epoch, Charge::Attempt, 900, String::new(), 60)
+                    .give_back(
+                        taken.seq,
+                        taken.lease_epoch,
+                        Charge::Attempt,
+                        900,
+                        String::new(),
+                        60,
+                    )
                     .await
                     .unwrap(),
             ),

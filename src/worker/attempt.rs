@@ -155,7 +155,12 @@ impl Worker {
     }
 
     /// Reads an answer, showing a stream as soon as its first record is known to be no error.
-    async fn drain(&self, output: &Arc<Output>, mut body: Incoming, kind: AnswerKind) -> Conclusion {
+    async fn drain(
+        &self,
+        output: &Arc<Output>,
+        mut body: Incoming,
+        kind: AnswerKind,
+    ) -> Conclusion {
         let is_stream = !matches!(kind, AnswerKind::JsonBody | AnswerKind::Opaque);
         let mut scanner = AnswerScanner::new(kind);
         let ended = loop {
@@ -179,7 +184,9 @@ impl Worker {
         let is_framed = ended.is_none();
         let is_native_half = scanner.done_member() == Some(false);
         match scanner.finish() {
-            Verdict::Error(text) => Conclusion::Told { fault: Fault::Told(told_by_text(&text)), text },
+            Verdict::Error(text) => {
+                Conclusion::Told { fault: Fault::Told(told_by_text(&text)), text }
+            }
             // The end mark was seen: the answer is whole even if the connection broke after it.
             Verdict::Whole if is_stream || (is_framed && !is_native_half) => Conclusion::Whole,
             Verdict::Whole | Verdict::Cut | Verdict::Malformed => match ended {

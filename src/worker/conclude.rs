@@ -69,7 +69,11 @@ impl Worker {
                 Exposure::Hidden => self.give_back(&claim, &output, Charge::Nothing, text).await,
                 Exposure::Shown => {
                     let refusal = refusal(503, format!("{text}; it is safe to try again"));
-                    self.finish(claim, output, Finish::Failed { refusal, has_answer: HasAnswer::No });
+                    self.finish(
+                        claim,
+                        output,
+                        Finish::Failed { refusal, has_answer: HasAnswer::No },
+                    );
                 }
             },
             Conclusion::Answered { fault, text } => {
@@ -82,7 +86,8 @@ impl Worker {
                 self.judge_and_act(claim, output, fault, refusal, HasAnswer::No).await;
             }
             Conclusion::Failed { fault, status, text } => {
-                self.judge_and_act(claim, output, fault, refusal(status, text), HasAnswer::No).await;
+                self.judge_and_act(claim, output, fault, refusal(status, text), HasAnswer::No)
+                    .await;
             }
         }
     }

@@ -26,8 +26,8 @@ use crate::ollama::residency::Residency;
 use crate::shutdown::Tasks;
 use crate::store::Store;
 
-pub use handle::{Counts, WorkerHandle};
 use border::Chore;
+pub use handle::{Counts, WorkerHandle};
 
 /// Chores that may wait for a border. Each is a person's delete or a reconnect.
 const CHORES_MAX: usize = 256;

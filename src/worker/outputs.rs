@@ -24,7 +24,8 @@ impl Outputs {
 
     /// The output of a job, made if there is none yet: a job from before a restart has no handler.
     pub fn open(&self, id: JobId) -> Arc<Output> {
-        let made = || Arc::new(Output::new(self.folder.join(id.to_string()), self.answer_bytes_max));
+        let made =
+            || Arc::new(Output::new(self.folder.join(id.to_string()), self.answer_bytes_max));
         Arc::clone(self.lock().entry(id).or_insert_with(made))
     }
 

@@ -201,7 +201,8 @@ impl Worker {
 
     /// Whether a model serves embeddings only, or is the configured embedder: never a victim.
     pub(super) fn is_embedder(&self, model: &crate::domain::model::ModelName) -> bool {
-        self.embedder().is_some_and(|name| name == *model) || self.tools.inventory.is_embedder(model)
+        self.embedder().is_some_and(|name| name == *model)
+            || self.tools.inventory.is_embedder(model)
     }
 }
 

@@ -256,7 +256,9 @@ impl Output {
 
     /// The name of the file, without its folder.
     pub fn file_name(&self) -> String {
-        self.spill_path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+        self.spill_path
+            .file_name()
+            .map_or_else(String::new, |name| name.to_string_lossy().into_owned())
     }
 
     /// Removes the file of an answer that is not kept.
@@ -297,9 +299,7 @@ impl Output {
     fn opening_now(&self) -> Option<Opening> {
         let inner = self.lock();
         match (&inner.head, &inner.end) {
-            (Some(head), _) if inner.is_shown => {
-                Some(Opening::Answer(head.clone(), inner.timings))
-            }
+            (Some(head), _) if inner.is_shown => Some(Opening::Answer(head.clone(), inner.timings)),
             (_, Some(End::Broken(refusal))) => Some(Opening::Refused(refusal.clone())),
             (None, Some(End::Whole)) => Some(Opening::Refused(Refusal {
                 status: 502,
