@@ -26,8 +26,12 @@ pub(super) struct Serve {
     /// Where to listen [default: 127.0.0.1:11435]
     #[arg(long, env = "FOREMAN_ADDR", value_name = "IP:PORT")]
     addr: Option<String>,
-    /// Ollama's address, as OLLAMA_HOST would say it [default: http://127.0.0.1:11434]
-    #[arg(long, env = "FOREMAN_OLLAMA_URL", value_name = "URL")]
+    #[arg(
+        long,
+        env = "FOREMAN_OLLAMA_URL",
+        value_name = "URL",
+        help = "Ollama's address, as OLLAMA_HOST would say it [default: http://127.0.0.1:11434]"
+    )]
     ollama_url: Option<String>,
     /// Bearer token sent to Ollama
     #[arg(long, env = "FOREMAN_OLLAMA_TOKEN", value_name = "TOKEN", hide_env_values = true)]
@@ -83,8 +87,12 @@ pub(super) struct Serve {
     /// How long a stop waits for what runs [default: 30s]
     #[arg(long, env = "FOREMAN_SHUTDOWN_GRACE", value_name = "DURATION")]
     shutdown_grace: Option<String>,
-    /// What to log, such as info, debug or foreman::worker=debug [default: info]
-    #[arg(long, env = "FOREMAN_LOG", value_name = "FILTER")]
+    #[arg(
+        long,
+        env = "FOREMAN_LOG",
+        value_name = "FILTER",
+        help = "What to log, such as info, debug or foreman::worker=debug [default: info]"
+    )]
     pub(super) log: Option<String>,
 }
 

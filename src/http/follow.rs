@@ -79,6 +79,24 @@ enum Step {
 }
 
 impl FollowBody {
+    /// What a step of reading gives to send; the next step follows from it.
+    fn take(&mut self, follower: Follower, next: Next) -> Option<Bytes> {
+        match next {
+            Next::Bytes(bytes) => {
+                let ends = bytes.last() == Some(&b'\n');
+                self.line_start = if ends { LineStart::Yes } else { LineStart::No };
+                self.step = Step::Reading(Box::pin(read(follower)));
+                Some(bytes)
+            }
+            Next::End(End::Whole) => {
+                self.waiter.let_go();
+                self.step = Step::Ended;
+                None
+            }
+            Next::End(End::Broken(refusal)) => self.break_off(&refusal),
+        }
+    }
+
     /// The last record of a broken answer, where there is one to send.
     fn break_off(&mut self, refusal: &Refusal) -> Option<Bytes> {
         self.waiter.let_go();
@@ -101,22 +119,8 @@ impl HttpBody for FollowBody {
                     let Poll::Ready((follower, next)) = reading.as_mut().poll(context) else {
                         return Poll::Pending;
                     };
-                    match next {
-                        Next::Bytes(bytes) => {
-                            let ends = bytes.last() == Some(&b'\n');
-                            self.line_start = if ends { LineStart::Yes } else { LineStart::No };
-                            self.step = Step::Reading(Box::pin(read(follower)));
-                            return Poll::Ready(Some(Ok(Frame::data(bytes))));
-                        }
-                        Next::End(End::Whole) => {
-                            self.waiter.let_go();
-                            self.step = Step::Ended;
-                        }
-                        Next::End(End::Broken(refusal)) => {
-                            if let Some(record) = self.break_off(&refusal) {
-                                return Poll::Ready(Some(Ok(Frame::data(record))));
-                            }
-                        }
+                    if let Some(bytes) = self.take(follower, next) {
+                        return Poll::Ready(Some(Ok(Frame::data(bytes))));
                     }
                 }
                 Step::Flushing => {

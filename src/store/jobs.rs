@@ -104,6 +104,19 @@ pub struct Ending {
     pub error: Option<String>,
 }
 
+/// How a job goes back to the queue.
+#[derive(Debug, Clone)]
+pub struct GiveBack {
+    /// Which counter pays.
+    pub charge: Charge,
+    /// Not to be tried before.
+    pub not_before_ms: i64,
+    /// Why, for people.
+    pub error: String,
+    /// Now.
+    pub at_ms: i64,
+}
+
 /// Error texts are kept up to this many characters: enough for a sentence, too little for a prompt echoed back.
 const ERROR_CHARS_MAX: usize = 1_000;
 
@@ -143,7 +156,7 @@ impl Store {
         self.write(Durability::Process, move |tx| loaded(tx, seq, epoch, at_ms)).await
     }
 
-    /// Puts a claimed job back into the queue, not to be tried before `not_before_ms`. `false` if the lease is lost.
+    /// Puts a claimed job back into the queue. `false` if the lease is lost.
     ///
     /// # Errors
     /// Any of the store's.
@@ -151,15 +164,9 @@ impl Store {
         &self,
         seq: i64,
         epoch: i64,
-        charge: Charge,
-        not_before_ms: i64,
-        error: String,
-        at_ms: i64,
+        back: GiveBack,
     ) -> Result<bool, StoreError> {
-        let work = move |tx: &Connection| {
-            give_back(tx, seq, epoch, &GiveBack { charge, not_before_ms, error, at_ms })
-        };
-        self.write(Durability::Process, work).await
+        self.write(Durability::Process, move |tx| give_back(tx, seq, epoch, &back)).await
     }
 
     /// Records the one outcome of a claimed job, with its answer, synced. `false` if the lease is lost: then somebody
@@ -317,13 +324,6 @@ fn loaded(tx: &Connection, seq: i64, epoch: i64, at_ms: i64) -> Result<bool, Sto
         record(tx, seq, Some(State::Loading), State::Working, &note)?;
     }
     Ok(changed == 1)
-}
-
-struct GiveBack {
-    charge: Charge,
-    not_before_ms: i64,
-    error: String,
-    at_ms: i64,
 }
 
 fn give_back(tx: &Connection, seq: i64, epoch: i64, back: &GiveBack) -> Result<bool, StoreError> {

@@ -23,7 +23,7 @@ use tokio::sync::Semaphore;
 
 pub use answers::{Answer, AnswerBody};
 pub use error::StoreError;
-pub use jobs::{Admission, Claim, Ending, NewJob, QueueLimits};
+pub use jobs::{Admission, Claim, Ending, GiveBack, NewJob, QueueLimits};
 pub use lanes::{LaneSummary, OpenJob, Overview, ReadyLane};
 pub use recovery::Recovered;
 pub use retention::Swept;

@@ -25,6 +25,10 @@ fn job(lane: &str) -> NewJob {
     }
 }
 
+fn back(charge: Charge, not_before_ms: i64) -> GiveBack {
+    GiveBack { charge, not_before_ms, error: "cut".to_owned(), at_ms: 3 }
+}
+
 fn done() -> Ending {
     let answer = Answer {
         status: 200,
@@ -64,9 +68,7 @@ async fn a_stale_lease_changes_nothing() {
     let (store, _) = Store::open(&folder.path().join("a.db"), 0).unwrap();
     store.admit(job("a"), LIMITS, 1).await.unwrap();
     let stale = claim(&store, "a", 2).await;
-    let back = store
-        .give_back(stale.seq, stale.lease_epoch, Charge::Attempt, 0, "cut".to_owned(), 3)
-        .await;
+    let back = store.give_back(stale.seq, stale.lease_epoch, back(Charge::Attempt, 0)).await;
     assert!(back.unwrap());
     let fresh = claim(&store, "a", 4).await;
     assert_eq!(fresh.counters.attempts, 2);
@@ -81,15 +83,8 @@ async fn a_retry_waits_for_its_time_and_a_younger_job_overtakes_it() {
     let (store, _) = Store::open(&folder.path().join("a.db"), 0).unwrap();
     store.admit(job("a"), LIMITS, 1).await.unwrap();
     let taken = claim(&store, "a", 2).await;
-    let back = store.give_back(
-        taken.seq,
-        taken.lease_epoch,
-        Charge::Deferral,
-        1_000,
-        "busy".to_owned(),
-        3,
-    );
-    assert!(back.await.unwrap());
+    let given = store.give_back(taken.seq, taken.lease_epoch, back(Charge::Deferral, 1_000));
+    assert!(given.await.unwrap());
     assert_eq!(store.ready_lanes(500).await.unwrap(), []);
     assert_eq!(store.next_ready_at_ms(500).await.unwrap(), Some(1_000));
     store.admit(job("a"), LIMITS, 4).await.unwrap();
@@ -214,14 +209,7 @@ async fn the_tally_agrees_with_a_count_after_any_life() {
             0 => drop(store.finish(taken.seq, taken.lease_epoch, done(), 60).await.unwrap()),
             1 => drop(
                 store
-                    .give_back(
-                        taken.seq,
-                        taken.lease_epoch,
-                        Charge::Attempt,
-                        900,
-                        String::new(),
-                        60,
-                    )
+                    .give_back(taken.seq, taken.lease_epoch, back(Charge::Attempt, 900))
                     .await
                     .unwrap(),
             ),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::domain::job::{Event, Kind};
 use crate::domain::retry::{Charge, Exposure, Fault, Verdict, judge};
-use crate::store::{Answer, AnswerBody, Claim, Ending, StoreError};
+use crate::store::{Answer, AnswerBody, Claim, Ending, GiveBack, StoreError};
 
 use super::delay::{chance, delay};
 use super::handle::add;
@@ -135,10 +135,8 @@ impl Worker {
             add(&self.handle.counts().retries);
         }
         let not_before_ms = later(now_ms, pause);
-        let (seq, epoch) = (claim.seq, claim.lease_epoch);
-        let written =
-            self.tools.store.give_back(seq, epoch, charge, not_before_ms, text, now_ms).await;
-        match written {
+        let back = GiveBack { charge, not_before_ms, error: text, at_ms: now_ms };
+        match self.tools.store.give_back(claim.seq, claim.lease_epoch, back).await {
             Ok(true) => output.put_back(),
             Ok(false) => tracing::error!(job.id = %claim.id, "the lease of a job was lost"),
             Err(fault) => {

@@ -1,7 +1,13 @@
 //! The promises of foreman, a module each, on the real program in front of the stub. This file is their table of
 //! contents; `harness` starts the two and talks to them.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on must stop loudly")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that cannot go on must stop loudly"
+)]
+#![expect(clippy::disallowed_methods, reason = "a test ends with its runtime, and all its tasks")]
 
 mod harness;
 
