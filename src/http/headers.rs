@@ -1,6 +1,8 @@
 //! Which headers cross foreman: end-to-end ones do, hop-by-hop ones (RFC 9110, 7.6.1) do not.
 
-use hyper::header::{AUTHORIZATION, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN};
+use hyper::header::{
+    AUTHORIZATION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN,
+};
 
 use crate::ollama::hop::strip_hop_by_hop;
 use crate::store::HeaderList;
@@ -17,6 +19,8 @@ pub(super) fn for_upstream(headers: &mut HeaderMap, credentials: Credentials) {
     headers.remove(HOST);
     headers.remove(ORIGIN);
     headers.remove(EXPECT);
+    // hyper sets the length of what is really sent; a body that was cut is shorter than it was.
+    headers.remove(CONTENT_LENGTH);
     if credentials == Credentials::Foremans {
         headers.remove(AUTHORIZATION);
         headers.remove(X_API_KEY);

@@ -253,10 +253,6 @@ fn request(claim: &Claim, body: Bytes) -> Result<Request<crate::ollama::client::
         .body(full_body(body))
         .map_err(|fault| fault.to_string())?;
     for (name, value) in &claim.headers {
-        // The length may have changed with the cut; hyper sets it.
-        if name == "content-length" {
-            continue;
-        }
         let name = hyper::header::HeaderName::from_bytes(name.as_bytes());
         let value = hyper::header::HeaderValue::from_bytes(value);
         if let (Ok(name), Ok(value)) = (name, value) {

@@ -11,4 +11,9 @@
 
 mod harness;
 
+mod answers;
+mod embeds;
+mod equality;
+mod failure;
+mod leaving;
 mod queue;

@@ -3,6 +3,8 @@
 
 pub(crate) mod client;
 pub(crate) mod daemon;
+pub(crate) mod raw;
+pub(crate) mod upstream;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

@@ -1,0 +1,113 @@
+//! Embeddings go straight through, concurrently, beside whatever runs; they are neither queued nor stored.
+
+use serde_json::json;
+use stub_ollama::{Model, Stub, StubConfig};
+
+use crate::harness::client::{chat, post, post_stream};
+use crate::harness::{Foreman, stub_config};
+
+fn two_slots() -> StubConfig {
+    StubConfig { max_loaded: 2, num_parallel: 8, ..stub_config(&["a"]) }
+}
+
+/// A chat that would go on for ever, and fifty embeds meanwhile: all answered, none a job, many at once.
+#[tokio::test]
+async fn embeds_flow_while_a_long_chat_runs() {
+    let config = StubConfig { embed_time: std::time::Duration::from_millis(5), ..two_slots() };
+    let stub = Stub::start(config).await;
+    let foreman = Foreman::start_with(&stub, |raw| raw.embed_model = Some("embed".to_owned()))
+        .await
+        .up()
+        .await;
+    let long = json!({ "model": "a", "prompt": "x", "options": { "num_predict": 1_000_000 } });
+    let mut stream = post_stream(foreman.addr, "/api/generate", &long).await;
+    stream.next().await.unwrap().unwrap();
+    let clients: Vec<_> = (0..50)
+        .map(|number| {
+            let addr = foreman.addr;
+            tokio::spawn(async move {
+                let paths = ["/api/embed", "/api/embeddings", "/v1/embeddings"];
+                let body = json!({ "model": "embed", "input": "x", "prompt": "x" });
+                post(addr, paths[number % 3], &body).await
+            })
+        })
+        .collect();
+    for client in clients {
+        let answer = client.await.unwrap();
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert!(answer.header("x-foreman-job-id").is_none());
+    }
+    let snapshot = stub.snapshot();
+    assert_eq!(snapshot.generating, ["a:latest"], "the chat still runs");
+    assert!(snapshot.counts.gpu_requests_max > 3, "they were at Ollama beside each other");
+    assert_eq!(snapshot.counts.evictions, 0);
+    assert_eq!(foreman.status().await["stored"]["working"], 1, "one job: the chat");
+}
+
+/// The configured embedder is warm before anyone asks, pinned, again after the upstream came back, and never a victim.
+#[tokio::test]
+async fn the_embedder_is_warmed_at_start_and_after_the_upstream_returned() {
+    let mut config = two_slots();
+    config.models.push(crate::harness::model("b"));
+    let stub = Stub::start(config).await;
+    let foreman = Foreman::start_with(&stub, |raw| raw.embed_model = Some("embed".to_owned()))
+        .await
+        .up()
+        .await;
+    let warm = stub.wait_until(|snapshot| snapshot.is_resident("embed:latest")).await;
+    assert_eq!(warm.resident[0].keep_alive_ns, i64::MAX);
+    for name in ["a", "b", "a"] {
+        assert!(post(foreman.addr, "/api/chat", &chat(name, "x")).await.is_whole);
+        assert!(stub.snapshot().is_resident("embed:latest"), "{name} pushed it out");
+    }
+    assert_eq!(stub.counts().evictions, 0);
+    stub.set_down(true).await;
+    foreman.wait_for(|status| status["upstream"]["state"] == "down").await;
+    stub.unload_all();
+    stub.wait_until(|snapshot| snapshot.resident.is_empty()).await;
+    stub.set_down(false).await;
+    stub.wait_until(|snapshot| snapshot.is_resident("embed:latest")).await;
+}
+
+/// keep_alive is cut out of embeds too; nothing else is touched.
+#[tokio::test]
+async fn keep_alive_is_cut_out_of_embeds() {
+    let stub = Stub::start(two_slots()).await;
+    let foreman = Foreman::start(&stub).await.up().await;
+    let body = r#"{"model":"embed" , "keep_alive":-1, "input":["a","é"]}"#;
+    let answer = crate::harness::send(foreman.addr, "POST", "/api/embed", body).await;
+    assert_eq!(answer.status, 200);
+    let log = stub.log();
+    let sent = log.iter().find(|entry| entry.path == "/api/embed").unwrap();
+    assert!(!String::from_utf8_lossy(&sent.body).contains("keep_alive"));
+    assert!(String::from_utf8_lossy(&sent.body).contains(r#""input":["a","é"]"#));
+}
+
+/// No more in flight than FOREMAN_EMBED_PARALLEL; the rest waits in memory and is served.
+#[tokio::test]
+async fn embeds_in_flight_are_capped() {
+    let mut config = two_slots();
+    config.models.push(Model::embedding("other"));
+    let stub = Stub::start(config).await;
+    let foreman = Foreman::start_with(&stub, |raw| raw.embed_parallel = Some("3".to_owned()))
+        .await
+        .up()
+        .await;
+    let body = json!({ "model": "embed", "input": "x" });
+    assert_eq!(post(foreman.addr, "/api/embed", &body).await.status, 200);
+    stub.hold_tokens();
+    let clients: Vec<_> = (0..12)
+        .map(|_| {
+            let (addr, body) = (foreman.addr, body.clone());
+            tokio::spawn(async move { post(addr, "/api/embed", &body).await })
+        })
+        .collect();
+    foreman
+        .wait_for(|status| status["embeds"]["in_flight"] == 3 && status["embeds"]["waiting"] == 9)
+        .await;
+    stub.release_tokens();
+    for client in clients {
+        assert_eq!(client.await.unwrap().status, 200);
+    }
+    assert!(stub.counts().embeds_max <= 3);
+}

@@ -1,0 +1,270 @@
+//! What foreman does when the upstream fails: tried again while nobody has seen a byte, told in-band after that, and an
+//! upstream that is away costs no job anything.
+
+use serde_json::{Value, json};
+use stub_ollama::{Action, Cut, Fault, Stage, Stub};
+
+use crate::harness::client::{Answer, chat, chat_unstreamed, post, post_stream};
+use crate::harness::{Foreman, stub_config};
+
+fn answer_fault(status: u16, text: &str) -> Fault {
+    let action = Action::Answer {
+        status,
+        text: text.to_owned(),
+        retry_after_seconds: None,
+        stage: Stage::AfterLoad,
+    };
+    Fault::new(action).path("/api/chat")
+}
+
+/// How often the stub was given the chat.
+fn tries(stub: &Stub) -> usize {
+    stub.log().iter().filter(|entry| entry.path == "/api/chat").count()
+}
+
+/// Every passing failure before the first byte: one retry, then a whole answer, on both kinds of answer.
+#[tokio::test]
+async fn passing_failures_are_tried_again_and_the_client_sees_one_whole_answer() {
+    let stub = Stub::start(stub_config(&["a"])).await;
+    let foreman = Foreman::start(&stub).await.up().await;
+    let at_chat = |action| Fault::new(action).path("/api/chat");
+    let faults = [
+        answer_fault(408, "x"),
+        answer_fault(425, "x"),
+        answer_fault(429, "x"),
+        answer_fault(502, "x"),
+        answer_fault(503, "x"),
+        answer_fault(504, "x"),
+        answer_fault(503, "server busy, please try again.  maximum pending requests exceeded"),
+        at_chat(Action::CutBeforeHeaders(Cut::Fin)),
+        at_chat(Action::CutBeforeHeaders(Cut::Reset)),
+        at_chat(Action::CutAfterBytes { bytes: 0, cut: Cut::Reset }),
+        at_chat(Action::EndWithoutDone(0)),
+        at_chat(Action::KillRunner(0)),
+        at_chat(Action::ErrorAfterChunks { chunks: 0, text: None }),
+    ];
+    for fault in faults {
+        for body in [chat("a", "x"), chat_unstreamed("a", "x")] {
+            stub.reset();
+            stub.faults(fault.clone());
+            let answer = post(foreman.addr, "/api/chat", &body).await;
+            assert_eq!(answer.status, 200, "{fault:?}: {}", answer.text());
+            assert!(answer.is_whole, "{fault:?}");
+            assert_eq!(answer.text().matches("\"done\":true").count(), 1, "{fault:?}");
+            assert_eq!(tries(&stub), 2, "{fault:?} {body}");
+            stub.clear_faults();
+        }
+    }
+}
+
+/// An unstreamed answer that breaks off anywhere is hidden from its client, so it is tried again.
+#[tokio::test]
+async fn an_unstreamed_answer_cut_anywhere_is_tried_again() {
+    let stub = Stub::start(stub_config(&["a"])).await;
+    let foreman = Foreman::start(&stub).await.up().await;
+    for bytes in [1, 40, 200, 300] {
+        stub.faults(Fault::new(Action::CutAfterBytes { bytes, cut: Cut::Fin }).path("/api/chat"));
+        let answer = post(foreman.addr, "/api/chat", &chat_unstreamed("a", "x")).await;
+        assert_eq!(answer.status, 200, "cut after {bytes}: {}", answer.text());
+        assert_eq!(answer.json()["done"], true);
+    }
+}
+
+/// Once a byte was shown: an error line, then the cut; never a second generation, never a clean end.
+#[tokio::test]
+async fn a_shown_stream_that_breaks_ends_in_an_error_line_and_a_cut() {
+    let stub = Stub::start(stub_config(&["a"])).await;
+    let foreman = Foreman::start(&stub).await.up().await;
+    let faults = [
+        Action::CutAfterBytes { bytes: 300, cut: Cut::Reset },
+        Action::CutAfterBytes { bytes: 300, cut: Cut::Fin },
+        Action::EndWithoutDone(3),
+        Action::ErrorAfterChunks { chunks: 3, text: None },
+        Action::KillRunner(3),
+    ];
+    for action in faults {
+        stub.reset();
+        stub.faults(Fault::new(action.clone()).path("/api/chat"));
+        let answer = post_stream(foreman.addr, "/api/chat", &chat("a", "x")).await.rest().await;
+        assert_eq!(answer.status, 200);
+        assert!(!answer.is_whole, "{action:?} must not look whole: {}", answer.text());
+        let errors: Vec<String> = answer
+            .text()
+            .lines()
+            .filter(|line| line.starts_with("{\"error\""))
+            .map(str::to_owned)
+            .collect();
+        assert_eq!(errors.len(), 1, "{action:?}: {}", answer.text());
+        assert_eq!(answer.text().lines().last().unwrap(), errors[0]);
+        assert!(!answer.text().contains("\"done\":true"));
+        assert_eq!(tries(&stub), 1, "{action:?}");
+        stub.clear_faults();
+    }
+    foreman.wait_for(|status| status["since_start"]["failed"] == 5).await;
+}
+
+/// After the last try the client gets Ollama's own last answer, and the job is failed.
+#[tokio::test]
+async fn attempts_end_with_the_upstreams_own_error() {
+    let stub = Stub::start(stub_config(&["a"])).await;
+    let foreman = Foreman::start(&stub).await.up().await;
+    stub.faults(answer_fault(503, "not today").forever());
+    let answer = post(foreman.addr, "/api/chat", &chat("a", "x")).await;
+    assert_eq!((answer.status.as_u16(), answer.text().as_str()), (503, r#"{"error":"not today"}"#));
+    assert!(answer.header("x-foreman-job-id").is_some());
+    assert_eq!(tries(&stub), 3, "FOREMAN_MAX_ATTEMPTS");
+    let status = foreman.wait_for(|status| status["since_start"]["failed"] == 1).await;
+    assert_eq!(status["stored"]["failed"], 1);
+}
+
+/// 4xx and a 500 that is no dead runner are final: one try, relayed as they are.
+#[tokio::test]
+async fn final_errors_are_not_tried_again() {
+    let stub = Stub::start(stub_config(&["a"])).await;
+    let foreman = Foreman::start(&stub).await.up().await;
+    for (status, text) in [(400, "bad"), (404, "gone"), (500, "invalid format"), (501, "no")] {
+        stub.reset();
+        stub.faults(answer_fault(status, text));
+        let answer = post(foreman.addr, "/api/chat", &chat_unstreamed("a", "x")).await;
+        assert_eq!((answer.status.as_u16(), answer.json()), (status, json!({ "error": text })));
+        assert_eq!(tries(&stub), 1);
+    }
+}
+
+/// A load that fails is tried again as the job it was for; a load that is refused lets the job be told itself.
+#[tokio::test]
+async fn a_failed_load_is_a_failed_attempt() {
+    let stub = Stub::start(stub_config(&["a", "b"])).await;
+    let foreman = Foreman::start(&stub).await.up().await;
+    stub.faults(
+        Fault::new(Action::FailLoad("llama-server process has terminated".to_owned())).model("a"),
+    );
+    let answer = post(foreman.addr, "/api/chat", &chat("a", "x")).await;
+    assert!(answer.status == 200 && answer.is_whole, "{}", answer.text());
+    stub.faults(Fault::new(Action::FailLoad("out of memory".to_owned())).model("b").forever());
+    let answer = post(foreman.addr, "/api/chat", &chat("b", "x")).await;
+    assert_eq!(
+        (answer.status.as_u16(), answer.json()["error"].clone()),
+        (500, json!("out of memory"))
+    );
+    assert_eq!(stub.counts().failed_loads, 1 + 3);
+}
+
+/// A sleeping laptop: jobs wait through it with their attempts, and all finish when it returns.
+#[tokio::test]
+async fn an_upstream_that_is_away_costs_no_job_anything() {
+    let stub = Stub::start(stub_config(&["a", "b"])).await;
+    let foreman =
+        Foreman::start_with(&stub, |raw| raw.max_attempts = Some("1".to_owned())).await.up().await;
+    stub.set_down(true).await;
+    let clients: Vec<_> = (0..8)
+        .map(|number| {
+            let (addr, name) = (foreman.addr, if number % 2 == 0 { "a" } else { "b" });
+            tokio::spawn(async move { post(addr, "/api/chat", &chat(name, "x")).await })
+        })
+        .collect();
+    foreman
+        .wait_for(|status| status["queue"]["depth"] == 8 && status["upstream"]["state"] == "down")
+        .await;
+    stub.set_down(false).await;
+    for client in clients {
+        let answer = client.await.unwrap();
+        assert!(answer.status == 200 && answer.is_whole, "{}", answer.text());
+    }
+    assert_eq!(stub.counts().evictions, 0);
+}
+
+/// The daemon starts before its upstream: jobs are taken and wait.
+#[tokio::test]
+async fn an_upstream_that_is_not_there_yet_is_waited_for() {
+    let stub = Stub::start(stub_config(&["a"])).await;
+    stub.set_down(true).await;
+    let foreman = Foreman::start(&stub).await;
+    let addr = foreman.addr;
+    let client = tokio::spawn(async move { post(addr, "/api/chat", &chat("a", "x")).await });
+    foreman.wait_for_depth(1).await;
+    let tags = crate::harness::get(foreman.addr, "/api/tags").await;
+    assert_eq!(tags.status, 502);
+    assert!(tags.json()["error"].as_str().unwrap().contains("not reachable"));
+    stub.set_down(false).await;
+    assert!(client.await.unwrap().is_whole);
+}
+
+/// An upstream that goes up and down under load: everything ends well, nothing is lost.
+#[tokio::test]
+async fn a_flapping_upstream_ends_in_success_without_loss() {
+    let stub = Stub::start(stub_config(&["a", "b"])).await;
+    let foreman = Foreman::start(&stub).await.up().await;
+    let clients: Vec<_> = (0..40)
+        .map(|number| {
+            let (addr, name) = (foreman.addr, if number % 3 == 0 { "a" } else { "b" });
+            tokio::spawn(async move { post(addr, "/api/chat", &chat_unstreamed(name, "x")).await })
+        })
+        .collect();
+    for flap in 1..=6_u64 {
+        let enough = flap * 4;
+        foreman.wait_for(|status| status["since_start"]["done"].as_u64().unwrap() >= enough).await;
+        stub.set_down(true).await;
+        foreman.wait_for(|status| status["upstream"]["state"] == "down").await;
+        stub.unload_all();
+        stub.set_down(false).await;
+    }
+    for client in clients {
+        let answer = client.await.unwrap();
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert_eq!(answer.json()["done"], true);
+    }
+    let status = foreman.status().await;
+    assert_eq!(
+        (&status["since_start"]["done"], &status["since_start"]["failed"]),
+        (&json!(40), &json!(0))
+    );
+    assert_eq!(stub.counts().evictions, 0);
+}
+
+/// A hang is ended by the idle limit: before the first byte of a stream, and inside it.
+#[tokio::test]
+async fn a_silent_upstream_is_given_up_after_the_idle_limit() {
+    let stub = Stub::start(stub_config(&["a"])).await;
+    let foreman = Foreman::start_with(&stub, |raw| raw.idle_limit = Some("150ms".to_owned()))
+        .await
+        .up()
+        .await;
+    stub.faults(Fault::new(Action::HangBeforeHeaders).path("/api/chat"));
+    let answer = post(foreman.addr, "/api/chat", &chat("a", "x")).await;
+    assert!(answer.status == 200 && answer.is_whole, "{}", answer.text());
+    stub.faults(Fault::new(Action::HangAfterChunks(2)).path("/api/chat"));
+    let answer = post_stream(foreman.addr, "/api/chat", &chat("a", "x")).await.rest().await;
+    assert!(!answer.is_whole);
+    assert!(
+        answer.text().lines().last().unwrap().contains("sent nothing for"),
+        "{}",
+        answer.text()
+    );
+}
+
+/// In-band failures in the shapes of the other dialects.
+#[tokio::test]
+async fn a_broken_stream_is_told_in_its_dialect() {
+    let stub = Stub::start(stub_config(&["a"])).await;
+    let foreman = Foreman::start(&stub).await.up().await;
+    let message = json!([{ "role": "user", "content": "x" }]);
+    let broken = async |path: &str, body: Value| -> Answer {
+        stub.faults(Fault::new(Action::EndWithoutDone(2)).path(path));
+        post_stream(foreman.addr, path, &body).await.rest().await
+    };
+    let chat = broken(
+        "/v1/chat/completions",
+        json!({ "model": "a", "stream": true, "messages": message }),
+    )
+    .await;
+    assert!(!chat.is_whole && !chat.text().contains("[DONE]"));
+    assert!(chat.text().contains("\n\ndata: {\"error\":{"), "{}", chat.text());
+    let body = json!({ "model": "a", "stream": true, "max_tokens": 9, "messages": message });
+    let messages = broken("/v1/messages", body).await;
+    assert!(!messages.is_whole && !messages.text().contains("message_stop"));
+    assert!(messages.text().contains("event: error\ndata: {"), "{}", messages.text());
+    let responses =
+        broken("/v1/responses", json!({ "model": "a", "stream": true, "input": "x" })).await;
+    assert!(!responses.is_whole && !responses.text().contains("response.completed"));
+}

@@ -1,0 +1,203 @@
+//! An upstream whose answers a test writes byte by byte. It answers foreman's own calls by itself; a request that
+//! carries an `X-Script` header is handed to the test with its connection.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::DEADLINE;
+
+/// Put on a request to have the test answer it once its body was read.
+pub(crate) const SCRIPTED: &str = "X-Script: body";
+
+/// Put on a request to have the test answer it as soon as its head was read.
+pub(crate) const SCRIPTED_HEAD: &str = "X-Script: head";
+
+/// The upstream. Dropping it closes the port.
+pub(crate) struct Upstream {
+    pub(crate) addr: SocketAddr,
+    asked: mpsc::Receiver<Asked>,
+    serving: JoinHandle<()>,
+}
+
+/// A request that waits for the test to answer it.
+pub(crate) struct Asked {
+    /// Request line and headers, as they came.
+    pub(crate) head: String,
+    /// The body: all of it, or for [`SCRIPTED_HEAD`] what came with the head.
+    pub(crate) body: Vec<u8>,
+    pub(crate) stream: TcpStream,
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+/// What the upstream says of itself.
+#[derive(Clone)]
+struct World {
+    tags: Value,
+    resident: Arc<Mutex<Vec<String>>>,
+    asked: mpsc::Sender<Asked>,
+}
+
+impl Upstream {
+    /// An upstream with this `/api/tags`.
+    pub(crate) async fn start(tags: Value) -> Upstream {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let (sender, asked) = mpsc::channel(64);
+        let world = World { tags, resident: Arc::default(), asked: sender };
+        let serving = tokio::spawn(async move {
+            // The connections end with this task, so that the drop closes them too.
+            let mut connections = tokio::task::JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                stream.set_nodelay(true).unwrap();
+                connections.spawn(serve(stream, world.clone()));
+            }
+        });
+        Upstream { addr, asked, serving }
+    }
+
+    /// An upstream with these chat models.
+    pub(crate) async fn with_models(names: &[&str]) -> Upstream {
+        let entry = |name: &&str| {
+            json!({ "name": format!("{name}:latest"), "model": format!("{name}:latest"),
+                "digest": format!("{name:0>64}"), "capabilities": ["completion"] })
+        };
+        let models: Vec<Value> = names.iter().map(entry).collect();
+        Upstream::start(json!({ "models": models })).await
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+
+    /// The next scripted request.
+    pub(crate) async fn next(&mut self) -> Asked {
+        timeout(DEADLINE, self.asked.recv()).await.expect("no request came").unwrap()
+    }
+
+    /// Whether a scripted request waits.
+    pub(crate) fn has_next(&mut self) -> bool {
+        !self.asked.is_empty()
+    }
+}
+
+impl Asked {
+    pub(crate) async fn write(&mut self, bytes: impl AsRef<[u8]>) {
+        self.stream.write_all(bytes.as_ref()).await.unwrap();
+    }
+
+    /// A header's value, by its name in any case.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers()
+            .into_iter()
+            .find(|(key, _)| key.eq_ignore_ascii_case(name))
+            .map(|found| found.1)
+    }
+
+    pub(crate) fn headers(&self) -> Vec<(&str, &str)> {
+        let lines = self.head.split("\r\n").skip(1);
+        lines.filter_map(|line| line.split_once(": ")).collect()
+    }
+
+    /// Returns when foreman has closed the connection.
+    pub(crate) async fn closed(mut self) {
+        let mut rest = Vec::new();
+        let read = timeout(DEADLINE, self.stream.read_to_end(&mut rest)).await;
+        drop(read.expect("the connection stayed open"));
+    }
+}
+
+async fn serve(mut stream: TcpStream, world: World) -> io::Result<()> {
+    let mut ahead = Vec::new();
+    loop {
+        let Some(end) = read_head(&mut stream, &mut ahead).await? else { return Ok(()) };
+        let head = String::from_utf8_lossy(&ahead[..end]).into_owned();
+        let mut body: Vec<u8> = ahead.split_off(end);
+        ahead.clear();
+        let lower = head.to_ascii_lowercase();
+        if !lower.contains(&SCRIPTED_HEAD.to_ascii_lowercase()) {
+            read_body(&mut stream, &lower, &mut body).await?;
+        }
+        if lower.contains("\r\nx-script:") {
+            drop(world.asked.send(Asked { head, body, stream }).await);
+            return Ok(());
+        }
+        let answer = world.answer(&head, &body).to_string();
+        let length = answer.len();
+        let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json; charset=utf-8";
+        stream
+            .write_all(format!("{head}\r\nContent-Length: {length}\r\n\r\n{answer}").as_bytes())
+            .await?;
+    }
+}
+
+/// Reads until a head is there; returns where it ends.
+async fn read_head(stream: &mut TcpStream, ahead: &mut Vec<u8>) -> io::Result<Option<usize>> {
+    loop {
+        if let Some(at) = ahead.windows(4).position(|window| window == b"\r\n\r\n") {
+            return Ok(Some(at + 4));
+        }
+        if stream.read_buf(ahead).await? == 0 {
+            return Ok(None);
+        }
+    }
+}
+
+/// Reads the body that belongs to this head, chunks and all as they are.
+async fn read_body(stream: &mut TcpStream, head: &str, body: &mut Vec<u8>) -> io::Result<()> {
+    let length = head.split("\r\n").find_map(|line| line.strip_prefix("content-length: "));
+    let length: usize = length.map_or(0, |length| length.parse().unwrap());
+    let is_chunked = head.contains("\r\ntransfer-encoding: chunked");
+    while body.len() < length || (is_chunked && !body.ends_with(b"0\r\n\r\n")) {
+        if stream.read_buf(body).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    Ok(())
+}
+
+impl World {
+    /// What Ollama would answer to one of foreman's own calls.
+    fn answer(&self, head: &str, body: &[u8]) -> Value {
+        let target = head.split(' ').nth(1).unwrap_or_default();
+        let mut resident = self.resident.lock().unwrap();
+        match target {
+            "/" => json!("Ollama is running"),
+            "/api/version" => json!({ "version": "0.32.0" }),
+            "/api/tags" => self.tags.clone(),
+            "/api/ps" => {
+                let is_resident =
+                    |entry: &&Value| resident.iter().any(|name| entry["name"] == **name);
+                let models: Vec<&Value> = self.tags["models"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .filter(is_resident)
+                    .collect();
+                json!({ "models": models })
+            }
+            "/api/generate" => {
+                let asked: Value = serde_json::from_slice(body).unwrap();
+                let model = asked["model"].as_str().unwrap().to_owned();
+                resident.retain(|name| *name != model);
+                let is_load = asked["keep_alive"] == -1;
+                resident.extend(is_load.then(|| model.clone()));
+                let reason = if is_load { "load" } else { "unload" };
+                json!({ "model": model, "response": "", "done": true, "done_reason": reason })
+            }
+            other => panic!("foreman called {other} by itself"),
+        }
+    }
+}
