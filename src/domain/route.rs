@@ -64,11 +64,20 @@ pub fn route(method: &str, path: &str) -> Route {
     }
 }
 
-/// The methods Ollama allows on a path of its own that takes the GPU, for the `Allow` header of a preflight answer.
+/// The methods Ollama allows on a path of its own, for the `Allow` header of a preflight answer, which it sends with every
+/// path it knows (`server/routes.go`, recorded from 0.32).
 pub fn allowed_methods(path: &str) -> Option<&'static str> {
-    match route("POST", path) {
-        Route::Queued(_) | Route::Embed(_) | Route::Pass(Effect::Inventory) => Some("POST"),
-        Route::Pass(Effect::None | Effect::Removal) | Route::Own(_) => None,
+    match path {
+        "/" | "/api/version" | "/api/tags" => Some("GET, HEAD"),
+        "/api/ps" | "/api/status" | "/v1/models" => Some("GET"),
+        "/api/delete" => Some("DELETE"),
+        "/api/show" | "/api/push" | "/api/me" | "/api/signout" => Some("POST"),
+        _ if path.starts_with("/api/blobs/") => Some("POST, HEAD"),
+        _ if path.starts_with("/v1/models/") => Some("GET"),
+        _ => match route("POST", path) {
+            Route::Queued(_) | Route::Embed(_) | Route::Pass(Effect::Inventory) => Some("POST"),
+            Route::Pass(Effect::None | Effect::Removal) | Route::Own(_) => None,
+        },
     }
 }
 

@@ -21,9 +21,10 @@ use crate::ollama::client::BodyError;
 use crate::worker::output::{End, Follower, Head, Next, Refusal, Timings};
 
 use super::Response;
-use super::error::{LineStart, in_stream};
+use super::error::in_stream;
 use super::headers;
 use super::queued::Waiter;
+use super::records::Records;
 
 const JOB_ID: HeaderName = HeaderName::from_static("x-foreman-job-id");
 const QUEUE_MS: HeaderName = HeaderName::from_static("x-foreman-queue-ms");
@@ -36,7 +37,7 @@ pub(super) fn answer(dialect: Dialect, head: Head, timings: Timings, waiter: Wai
     let body = FollowBody {
         dialect,
         waiter,
-        line_start: LineStart::Yes,
+        records: Records::new(&head),
         step: Step::Reading(Box::pin(read(follower))),
     };
     let mut response = HttpResponse::new(body.boxed());
@@ -63,7 +64,7 @@ async fn read(mut follower: Follower) -> (Follower, Next) {
 struct FollowBody {
     dialect: Dialect,
     waiter: Waiter,
-    line_start: LineStart,
+    records: Records,
     step: Step,
 }
 
@@ -83,15 +84,13 @@ impl FollowBody {
     fn take(&mut self, follower: Follower, next: Next) -> Option<Bytes> {
         match next {
             Next::Bytes(bytes) => {
-                let ends = bytes.last() == Some(&b'\n');
-                self.line_start = if ends { LineStart::Yes } else { LineStart::No };
                 self.step = Step::Reading(Box::pin(read(follower)));
-                Some(bytes)
+                self.records.take(bytes)
             }
             Next::End(End::Whole) => {
                 self.waiter.let_go();
                 self.step = Step::Ended;
-                None
+                self.records.rest()
             }
             Next::End(End::Broken(refusal)) => self.break_off(&refusal),
         }
@@ -101,7 +100,7 @@ impl FollowBody {
     fn break_off(&mut self, refusal: &Refusal) -> Option<Bytes> {
         self.waiter.let_go();
         self.step = Step::Flushing;
-        (!refusal.is_told).then(|| in_stream(self.dialect, &refusal.text, self.line_start))
+        (!refusal.is_told).then(|| in_stream(self.dialect, &refusal.text, self.records.line_start))
     }
 }
 

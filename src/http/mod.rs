@@ -15,6 +15,7 @@ mod own;
 mod pass;
 mod placement;
 mod queued;
+mod records;
 mod router;
 mod status;
 

@@ -35,6 +35,10 @@ const ERROR_BYTES_MAX: u64 = 1024 * 1024;
 /// A stream whose first record is not complete after this many bytes is shown all the same.
 const HIDDEN_BYTES_MAX: u64 = 256 * 1024;
 
+/// After the end mark, how long the end of the HTTP message is waited for: it only decides whether the connection can be
+/// used again.
+const FRAMING_LIMIT: Duration = Duration::from_secs(1);
+
 impl Worker {
     /// Runs a claimed job once. `load_ms` is what making its key resident took.
     ///
@@ -137,7 +141,7 @@ impl Worker {
     /// Reads an error answer. It is Ollama's own, so if it is final the client gets exactly it.
     async fn drain_error(&self, output: &Arc<Output>, mut body: Incoming) -> Conclusion {
         loop {
-            match self.next_data(&mut body).await {
+            match next_data(&mut body, self.settings.idle_limit).await {
                 Ok(Some(data)) if output.bytes() <= ERROR_BYTES_MAX => {
                     if let Err(fault) = output.push(data).await {
                         return not_kept(&fault);
@@ -163,10 +167,15 @@ impl Worker {
     ) -> Conclusion {
         let is_stream = !matches!(kind, AnswerKind::JsonBody | AnswerKind::Opaque);
         let mut scanner = AnswerScanner::new(kind);
+        let mut limit = self.settings.idle_limit;
         let ended = loop {
-            match self.next_data(&mut body).await {
+            match next_data(&mut body, limit).await {
                 Ok(Some(data)) => {
                     scanner.feed(&data);
+                    if is_stream && *scanner.state() != ScanState::Open {
+                        output.decide();
+                        limit = limit.min(FRAMING_LIMIT);
+                    }
                     if let Err(fault) = output.push(data).await {
                         return not_kept(&fault);
                     }
@@ -199,29 +208,28 @@ impl Worker {
         }
     }
 
-    /// The next bytes of an answer, within the idle limit.
-    async fn next_data(&self, body: &mut Incoming) -> Result<Option<Bytes>, Ended> {
-        loop {
-            let frame = tokio::time::timeout(self.settings.idle_limit, body.frame()).await;
-            match frame {
-                Err(_) => return Err(Ended::Silent),
-                Ok(None) => return Ok(None),
-                Ok(Some(Err(fault))) => return Err(Ended::Broken(BodyError::from(fault))),
-                Ok(Some(Ok(frame))) => {
-                    if let Ok(data) = frame.into_data() {
-                        return Ok(Some(data));
-                    }
-                }
-            }
-        }
-    }
-
     async fn ended(&self, ended: Ended) -> Conclusion {
         match ended {
             Ended::Silent => silent(self.settings.idle_limit),
             Ended::Broken(fault) => {
                 let text = format!("the connection to ollama broke inside the answer: {fault}");
                 Conclusion::failed(self.cut_or_died().await, 502, text)
+            }
+        }
+    }
+}
+
+/// The next bytes of an answer, within a limit of silence.
+async fn next_data(body: &mut Incoming, limit: Duration) -> Result<Option<Bytes>, Ended> {
+    loop {
+        match tokio::time::timeout(limit, body.frame()).await {
+            Err(_) => return Err(Ended::Silent),
+            Ok(None) => return Ok(None),
+            Ok(Some(Err(fault))) => return Err(Ended::Broken(BodyError::from(fault))),
+            Ok(Some(Ok(frame))) => {
+                if let Ok(data) = frame.into_data() {
+                    return Ok(Some(data));
+                }
             }
         }
     }

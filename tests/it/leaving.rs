@@ -119,3 +119,22 @@ async fn a_half_closed_client_counts_as_gone() {
     stub.release_tokens();
     foreman.wait_for(|status| status["since_start"]["cancelled"] == 1).await;
 }
+
+/// Clients close as soon as they have seen the end mark, before the HTTP message has ended: their jobs are done. (They were
+/// recorded as cancelled, their answers thrown away.)
+#[tokio::test]
+async fn a_client_that_closes_on_the_end_mark_has_its_answer() {
+    let stub = Stub::start(stub_config(&["a"])).await;
+    let foreman = Foreman::start(&stub).await.up().await;
+    for _ in 0..40 {
+        let body =
+            serde_json::json!({ "model": "a", "prompt": "x", "options": { "num_predict": 1 } });
+        let mut stream = post_stream(foreman.addr, "/api/generate", &body).await;
+        let mut seen = Vec::new();
+        while !String::from_utf8_lossy(&seen).contains("\"done\":true") {
+            seen.extend_from_slice(&stream.next().await.unwrap().unwrap());
+        }
+    }
+    let status = foreman.wait_for(|status| status["since_start"]["done"] == 40).await;
+    assert_eq!(status["since_start"]["cancelled"], 0);
+}

@@ -91,6 +91,8 @@ struct Inner {
     bytes: u64,
     is_shown: bool,
     is_in_flight: bool,
+    /// The end mark or an error record is among the bytes: what is left is framing.
+    is_decided: bool,
     end: Option<End>,
 }
 
@@ -278,9 +280,18 @@ impl Output {
         self.abandoned.is_cancelled()
     }
 
-    /// Returns when nobody wants it any more. Cancel-safe.
+    /// Returns when nobody wants it any more, unless it is decided by then: a client that closes on the end mark has its
+    /// answer. Cancel-safe.
     pub async fn abandoned(&self) {
         self.abandoned.cancelled().await;
+        if self.lock().is_decided {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Notes, before the bytes are shown, that the end mark or an error record is among them.
+    pub fn decide(&self) {
+        self.lock().is_decided = true;
     }
 
     /// Waits for the beginning of the answer, or for its refusal. Cancel-safe.
