@@ -2,14 +2,15 @@
 //! the jobs model by model.
 //!
 //! The map is in ARCHITECTURE.md; in short, imports go one way:
-//! [`domain`] (pure) → [`clock`], [`shutdown`] → [`store`], [`ollama`] → [`worker`] → [`http`] → [`config`] → [`app`] →
-//! [`cli`].
+//! [`domain`] (pure) → [`clock`], [`shutdown`], [`guard`] → [`store`], [`ollama`] → [`config`], [`worker`] → [`http`] →
+//! [`app`] → [`cli`].
 
 pub mod app;
 pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod domain;
+pub mod guard;
 pub mod http;
 pub mod ollama;
 pub mod shutdown;

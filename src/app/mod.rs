@@ -6,6 +6,7 @@ mod retention;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
@@ -13,7 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::http::guard::Guard;
+use crate::guard::Guard;
 use crate::http::{Edge, EdgeParts, accept};
 use crate::ollama::client::Ollama;
 use crate::ollama::health::Health;
@@ -57,6 +58,8 @@ pub enum Stopped {
     Drained,
     /// Something had to be cut off; it is in the queue and runs after the next start.
     Forced,
+    /// It found that its upstream is itself, and served nothing.
+    Misled,
 }
 
 /// A daemon that is bound and wired, and does nothing yet.
@@ -119,6 +122,10 @@ impl App {
     pub async fn run(self, mut stops: mpsc::Receiver<()>) -> Stopped {
         let App { edge, listener, worker, poller, addr } = self;
         let tasks = edge.tasks.clone();
+        if !addr.ip().is_loopback() && edge.config.token.is_none() {
+            tracing::warn!(http.addr = %addr, "listening beyond this machine without a token (FOREMAN_TOKEN): whoever \
+                reaches this address can use the GPU and read the status");
+        }
         tracing::info!(http.addr = %addr, upstream.url = %edge.ollama.url(), db.path = %edge.store.path().display(),
             "foreman serves");
         // The poller ends with the last handle of the inventory, so it is not waited for.
@@ -141,6 +148,8 @@ impl App {
         );
         let stopped = drain(&tasks, edge.config.shutdown_grace, &mut stops).await;
         edge.store.close().await;
+        let is_misled = edge.is_misled.load(Ordering::SeqCst);
+        let stopped = if is_misled { Stopped::Misled } else { stopped };
         tracing::info!(?stopped, "foreman has stopped");
         stopped
     }

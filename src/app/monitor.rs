@@ -1,7 +1,10 @@
 //! The one task that asks the upstream how it is: each poll while it is up, with growing pauses while it is away.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
+
+use serde_json::Value;
 
 use crate::http::Edge;
 use crate::ollama::health::Probed;
@@ -11,8 +14,18 @@ use crate::ollama::health::Probed;
 const AWAY_PAUSE_FIRST: Duration = Duration::from_millis(100);
 const AWAY_PAUSE_MAX: Duration = Duration::from_secs(5);
 
-/// Probes until the drain.
+/// Foreman's own health answer comes at once; an upstream that takes longer for it is no foreman.
+const SELF_LIMIT: Duration = Duration::from_secs(2);
+
+/// Probes until the drain. Ends the daemon at once if the upstream turns out to be this daemon itself, by whatever name:
+/// it would pass every request to itself until the ports run out.
 pub(super) async fn run(edge: Arc<Edge>) {
+    if is_itself(&edge).await {
+        tracing::error!(upstream.url = %edge.ollama.url(), "the upstream is this foreman itself (FOREMAN_OLLAMA_URL)");
+        edge.is_misled.store(true, Ordering::SeqCst);
+        edge.tasks.force();
+        return;
+    }
     let mut away_pause = AWAY_PAUSE_FIRST;
     while !edge.tasks.is_draining() {
         let clock = edge.clock.clone();
@@ -41,6 +54,13 @@ pub(super) async fn run(edge: Arc<Edge>) {
             () = edge.tasks.draining() => return,
         }
     }
+}
+
+/// Asked by a route that is never relayed.
+async fn is_itself(edge: &Edge) -> bool {
+    let Ok(reply) = edge.ollama.get("/healthz", SELF_LIMIT).await else { return false };
+    let health: Value = serde_json::from_slice(&reply.body).unwrap_or(Value::Null);
+    health["instance"] == edge.instance.as_str()
 }
 
 /// Its runners may be gone with it: what was known of its memory is asked again, and the embedder is warmed.

@@ -7,7 +7,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing_subscriber::EnvFilter;
 
-use crate::app::{App, StartError};
+use crate::app::{App, StartError, Stopped};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::store::StoreError;
@@ -72,8 +72,10 @@ async fn run(config: Config) -> Exit {
             return Exit::System;
         }
     };
-    app.run(stops).await;
-    Exit::Fine
+    match app.run(stops).await {
+        Stopped::Drained | Stopped::Forced => Exit::Fine,
+        Stopped::Misled => Exit::Usage,
+    }
 }
 
 /// A message for each SIGTERM or SIGINT.

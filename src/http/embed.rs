@@ -46,8 +46,12 @@ async fn relay(
         }
         Peek::Refused(_) => read.bytes.clone(),
     };
-    let answer = pass::send(edge, parts, full_body(bytes)).await?;
-    Ok(relayed(answer, (place, read)))
+    let answer = pass::send(edge, parts, full_body(bytes)).await;
+    if edge.residency.is_stale() {
+        // Nothing may wait, but the status should not show what the embed pushed out.
+        edge.worker.wake();
+    }
+    Ok(relayed(answer?, (place, read)))
 }
 
 fn shape(dialect: Dialect) -> Shape {

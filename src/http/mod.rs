@@ -9,7 +9,6 @@ mod body;
 mod embed;
 mod error;
 mod follow;
-pub mod guard;
 mod headers;
 mod own;
 mod pass;
@@ -20,12 +19,13 @@ mod router;
 mod status;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use tokio::sync::Semaphore;
 
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::guard::Guard;
 use crate::ollama::client::{Body, Ollama};
 use crate::ollama::health::Health;
 use crate::ollama::inventory::Inventory;
@@ -33,8 +33,6 @@ use crate::ollama::residency::Residency;
 use crate::shutdown::Tasks;
 use crate::store::{QueueLimits, Store};
 use crate::worker::WorkerHandle;
-
-use guard::Guard;
 
 /// An answer to a client.
 pub(crate) type Response = hyper::Response<Body>;
@@ -63,6 +61,10 @@ pub struct Edge {
     pub guard: Guard,
     /// When the daemon started.
     pub started_at_ms: i64,
+    /// Which run of the daemon this is, so that it can recognise itself.
+    pub instance: String,
+    /// Set when the upstream turned out to be this daemon itself.
+    pub is_misled: AtomicBool,
     /// Embeds in flight.
     embeds: Arc<Semaphore>,
     /// Embeds that wait for a place.
@@ -99,10 +101,12 @@ impl Edge {
     /// Puts the parts together.
     pub fn new(parts: EdgeParts) -> Edge {
         Edge {
+            is_misled: AtomicBool::new(false),
             embeds: Arc::new(Semaphore::new(parts.config.embed_parallel)),
             embeds_waiting: AtomicU64::new(0),
             body_budget: Arc::new(Semaphore::new(body::BUDGET_KIB)),
             started_at_ms: parts.clock.now_ms(),
+            instance: ulid::Ulid::generate().to_string(),
             config: parts.config,
             store: parts.store,
             ollama: parts.ollama,

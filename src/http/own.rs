@@ -41,6 +41,7 @@ fn health(edge: &Edge) -> Value {
     json!({
         "status": "ok",
         "service": "foreman",
+        "instance": edge.instance,
         "version": env!("CARGO_PKG_VERSION"),
         "degraded": !edge.health.is_up(),
     })

@@ -4,16 +4,16 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, AUTHORIZATION, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
-use hyper::{Method, Request, Response as HttpResponse, StatusCode};
+use hyper::header::{ALLOW, AUTHORIZATION, HOST, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
+use hyper::{Method, Request, Response as HttpResponse, StatusCode, Version};
 use subtle::ConstantTimeEq;
 
 use crate::config::Secret;
 use crate::domain::route::{Own, Route, allowed_methods, error_dialect, route};
+use crate::guard::Admission;
 use crate::ollama::client::empty_body;
 
 use super::error::Told;
-use super::guard::Admission;
 use super::headers::X_API_KEY;
 use super::{Edge, Response, embed, own, pass, queued};
 
@@ -22,6 +22,10 @@ pub(super) async fn handle(
     edge: Arc<Edge>,
     request: Request<Incoming>,
 ) -> Result<Response, Infallible> {
+    if request.version() == Version::HTTP_11 && !request.headers().contains_key(HOST) {
+        // RFC 9112, 3.2; Go answers the same.
+        return Ok(bare(StatusCode::BAD_REQUEST));
+    }
     let cors = match edge.guard.admit(request.method(), request.headers(), request.uri()) {
         Admission::Pass(cors) => cors,
         Admission::Refuse(refusal) => {

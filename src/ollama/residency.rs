@@ -104,6 +104,13 @@ impl Residency {
         inner.entries.retain(|entry| entry.resident.model != *model);
     }
 
+    /// Forgets with which options a model runs: after a failed attempt its runner may be gone, and one that Ollama starts
+    /// anew by itself has neither the key's options for certain nor the pin. The next job's load is then repeated.
+    pub fn distrust(&self, model: &ModelName) {
+        self.with(model, |entry| entry.resident.key = None);
+        self.doubt();
+    }
+
     /// Notes that a job used a key.
     pub fn used(&self, key: &LoadKey, now_ms: i64) {
         self.with(&key.model, |entry| entry.used_at_ms = now_ms);

@@ -1,17 +1,15 @@
-//! The commands that move a job through its life. Each names the states it may start from (made from the one transition
-//! table in `domain::job`) and checks the row count; after a claim each also names the lease epoch.
+//! The commands that move a job through its life, as the rest of the program sees them. Their SQL is in [`super::life`].
 
 use bytes::Bytes;
-use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::domain::dialect::Dialect;
-use crate::domain::job::{Class, Counters, Event, JobId, Kind, State};
+use crate::domain::job::{Class, Counters, Event, JobId, Kind};
 use crate::domain::retry::Charge;
 
-use super::answers::{self, Answer};
+use super::answers::Answer;
 use super::error::StoreError;
-use super::rows::{self, HeaderList};
-use super::{Durability, Store};
+use super::rows::HeaderList;
+use super::{Durability, Store, life};
 
 /// A job about to be admitted.
 #[derive(Debug, Clone)]
@@ -117,9 +115,6 @@ pub struct GiveBack {
     pub at_ms: i64,
 }
 
-/// Error texts are kept up to this many characters: enough for a sentence, too little for a prompt echoed back.
-const ERROR_CHARS_MAX: usize = 1_000;
-
 impl Store {
     /// Admits a job. When this returns `Admitted`, the job is on disk and will be served, whatever dies.
     ///
@@ -131,7 +126,7 @@ impl Store {
         limits: QueueLimits,
         at_ms: i64,
     ) -> Result<Admission, StoreError> {
-        self.write(Durability::Synced, move |tx| admit(tx, &job, limits, at_ms)).await
+        self.write(Durability::Synced, move |tx| life::admit(tx, &job, limits, at_ms)).await
     }
 
     /// Claims the oldest ready job of a lane with a fresh lease epoch and counts the attempt; `None` if none is ready
@@ -145,7 +140,7 @@ impl Store {
         event: Event,
         at_ms: i64,
     ) -> Result<Option<Claim>, StoreError> {
-        self.write(Durability::Process, move |tx| claim(tx, &lane, event, at_ms)).await
+        self.write(Durability::Process, move |tx| life::claim(tx, &lane, event, at_ms)).await
     }
 
     /// Moves a claimed job from `loading` to `working`. `false` if the lease is no longer ours.
@@ -153,7 +148,7 @@ impl Store {
     /// # Errors
     /// Any of the store's.
     pub async fn loaded(&self, seq: i64, epoch: i64, at_ms: i64) -> Result<bool, StoreError> {
-        self.write(Durability::Process, move |tx| loaded(tx, seq, epoch, at_ms)).await
+        self.write(Durability::Process, move |tx| life::loaded(tx, seq, epoch, at_ms)).await
     }
 
     /// Puts a claimed job back into the queue. `false` if the lease is lost.
@@ -166,7 +161,7 @@ impl Store {
         epoch: i64,
         back: GiveBack,
     ) -> Result<bool, StoreError> {
-        self.write(Durability::Process, move |tx| give_back(tx, seq, epoch, &back)).await
+        self.write(Durability::Process, move |tx| life::give_back(tx, seq, epoch, &back)).await
     }
 
     /// Records the one outcome of a claimed job, with its answer, synced. `false` if the lease is lost: then somebody
@@ -181,7 +176,7 @@ impl Store {
         ending: Ending,
         at_ms: i64,
     ) -> Result<bool, StoreError> {
-        self.write(Durability::Synced, move |tx| finish(tx, seq, epoch, &ending, at_ms)).await
+        self.write(Durability::Synced, move |tx| life::finish(tx, seq, epoch, &ending, at_ms)).await
     }
 
     /// Cancels a job that still waits. `false` if it was claimed or ended meanwhile: then the worker sees to it.
@@ -189,245 +184,6 @@ impl Store {
     /// # Errors
     /// Any of the store's.
     pub async fn cancel_waiting(&self, id: JobId, at_ms: i64) -> Result<bool, StoreError> {
-        self.write(Durability::Process, move |tx| cancel_waiting(tx, id, at_ms)).await
+        self.write(Durability::Process, move |tx| life::cancel_waiting(tx, id, at_ms)).await
     }
-}
-
-/// The states `event` may start from, as a SQL list.
-pub(super) fn sources(event: Event) -> String {
-    let names: Vec<String> = event.sources().map(|state| format!("'{}'", state.name())).collect();
-    names.join(",")
-}
-
-fn admit(
-    tx: &Connection,
-    job: &NewJob,
-    limits: QueueLimits,
-    at_ms: i64,
-) -> Result<Admission, StoreError> {
-    let (jobs, bytes): (i64, i64) = tx
-        .prepare_cached("SELECT jobs, bytes FROM tally WHERE state = 'queued'")?
-        .query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
-    let body_bytes = u64::try_from(job.body.len()).unwrap_or(u64::MAX);
-    let is_full = rows::count(jobs) >= limits.jobs_max
-        || (jobs > 0 && rows::count(bytes).saturating_add(body_bytes) > limits.bytes_max);
-    if is_full {
-        return Ok(Admission::Full { jobs: rows::count(jobs) });
-    }
-    let sql = "INSERT INTO job(id, dialect, kind, lane, model, class, is_streamed, state, request_bytes, created_at_ms)
-               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 'queued', ?8, ?9)";
-    tx.prepare_cached(sql)?.execute(params![
-        job.id.to_string(),
-        job.dialect.name(),
-        job.kind.name(),
-        job.lane,
-        job.model,
-        job.class.name(),
-        job.is_streamed,
-        rows::to_column(job.body.len()),
-        at_ms
-    ])?;
-    let seq = tx.last_insert_rowid();
-    tx.prepare_cached(
-        "INSERT INTO request(seq, path_and_query, headers, body) VALUES (?1, ?2, ?3, ?4)",
-    )?
-    .execute(params![
-        seq,
-        job.path_and_query,
-        rows::headers_to_text(&job.headers),
-        job.body.as_ref()
-    ])?;
-    record(tx, seq, None, State::Queued, &Note { epoch: 0, at_ms, text: None })?;
-    Ok(Admission::Admitted { seq })
-}
-
-fn claim(
-    tx: &Connection,
-    lane: &str,
-    event: Event,
-    at_ms: i64,
-) -> Result<Option<Claim>, StoreError> {
-    let Some(to) = State::Queued.after(event) else { return Ok(None) };
-    let sql = format!(
-        "UPDATE job SET state = ?3, lease_epoch = lease_epoch + 1, attempts = attempts + 1, claimed_at_ms = ?2,
-                working_at_ms = CASE WHEN ?3 = 'working' THEN ?2 END
-         WHERE seq = (SELECT seq FROM job WHERE state = 'queued' AND lane = ?1 AND not_before_ms <= ?2
-                      ORDER BY seq LIMIT 1)
-           AND state IN ({})
-         RETURNING seq, id, lease_epoch, kind, dialect, model, is_streamed, attempts, interruptions, deferrals,
-                   created_at_ms",
-        sources(event)
-    );
-    let claimed = tx
-        .prepare_cached(&sql)?
-        .query_row(params![lane, at_ms, to.name()], |row| {
-            let text = |index: usize| row.get::<_, String>(index);
-            let counters = Counters {
-                attempts: rows::small(row.get(7)?),
-                interruptions: rows::small(row.get(8)?),
-                deferrals: rows::small(row.get(9)?),
-            };
-            Ok((
-                row.get(0)?,
-                text(1)?,
-                row.get(2)?,
-                text(3)?,
-                text(4)?,
-                text(5)?,
-                row.get(6)?,
-                counters,
-                row.get(10)?,
-            ))
-        })
-        .optional()?;
-    let Some((seq, id, lease_epoch, kind, dialect, model, is_streamed, counters, created_at_ms)) =
-        claimed
-    else {
-        return Ok(None);
-    };
-    let (path_and_query, headers, body) = request(tx, seq)?;
-    record(tx, seq, Some(State::Queued), to, &Note { epoch: lease_epoch, at_ms, text: None })?;
-    Ok(Some(Claim {
-        seq,
-        id: id.parse().map_err(|_| StoreError::Strange(format!("job id {id}")))?,
-        lease_epoch,
-        kind: Kind::from_name(&kind).ok_or_else(|| StoreError::Strange(format!("kind {kind}")))?,
-        dialect: Dialect::from_name(&dialect)
-            .ok_or_else(|| StoreError::Strange(format!("dialect {dialect}")))?,
-        model,
-        is_streamed,
-        counters,
-        created_at_ms,
-        claimed_at_ms: at_ms,
-        path_and_query,
-        headers,
-        body,
-    }))
-}
-
-fn request(tx: &Connection, seq: i64) -> Result<(String, HeaderList, Bytes), StoreError> {
-    let (path, headers, body): (String, String, Vec<u8>) = tx
-        .prepare_cached("SELECT path_and_query, headers, body FROM request WHERE seq = ?1")?
-        .query_row([seq], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
-    Ok((path, rows::headers_from_text(&headers)?, Bytes::from(body)))
-}
-
-fn loaded(tx: &Connection, seq: i64, epoch: i64, at_ms: i64) -> Result<bool, StoreError> {
-    let sql = format!(
-        "UPDATE job SET state = 'working', working_at_ms = ?3
-         WHERE seq = ?1 AND lease_epoch = ?2 AND state IN ({})",
-        sources(Event::Loaded)
-    );
-    let changed = tx.prepare_cached(&sql)?.execute(params![seq, epoch, at_ms])?;
-    if changed == 1 {
-        let note = Note { epoch, at_ms, text: None };
-        record(tx, seq, Some(State::Loading), State::Working, &note)?;
-    }
-    Ok(changed == 1)
-}
-
-fn give_back(tx: &Connection, seq: i64, epoch: i64, back: &GiveBack) -> Result<bool, StoreError> {
-    let Some(from) = leased_state(tx, seq, epoch)? else { return Ok(false) };
-    let charged = match back.charge {
-        Charge::Attempt => "attempts = attempts",
-        Charge::Interruption => "attempts = attempts - 1, interruptions = interruptions + 1",
-        Charge::Deferral => "attempts = attempts - 1, deferrals = deferrals + 1",
-        Charge::Nothing => "attempts = attempts - 1",
-    };
-    let sql = format!(
-        "UPDATE job SET state = 'queued', {charged}, not_before_ms = ?3, last_error = ?4,
-                claimed_at_ms = NULL, working_at_ms = NULL
-         WHERE seq = ?1 AND lease_epoch = ?2 AND state IN ({})",
-        sources(Event::GiveBack)
-    );
-    let error = shortened(&back.error);
-    let changed =
-        tx.prepare_cached(&sql)?.execute(params![seq, epoch, back.not_before_ms, error])?;
-    if changed == 1 {
-        let note = Note { epoch, at_ms: back.at_ms, text: Some(&error) };
-        record(tx, seq, Some(from), State::Queued, &note)?;
-    }
-    Ok(changed == 1)
-}
-
-fn finish(
-    tx: &Connection,
-    seq: i64,
-    epoch: i64,
-    ending: &Ending,
-    at_ms: i64,
-) -> Result<bool, StoreError> {
-    let Some(from) = leased_state(tx, seq, epoch)? else { return Ok(false) };
-    let Some(to) = from.after(ending.event).filter(|state| state.is_final()) else {
-        return Ok(false);
-    };
-    let error = ending.error.as_deref().map(shortened);
-    let sql = format!(
-        "UPDATE job SET state = ?3, finished_at_ms = ?4, last_error = ?5
-         WHERE seq = ?1 AND lease_epoch = ?2 AND state IN ({})",
-        sources(ending.event)
-    );
-    let changed = tx.prepare_cached(&sql)?.execute(params![seq, epoch, to.name(), at_ms, error])?;
-    if changed != 1 {
-        return Ok(false);
-    }
-    if let Some(answer) = &ending.answer {
-        answers::insert(tx, seq, answer)?;
-    }
-    record(tx, seq, Some(from), to, &Note { epoch, at_ms, text: error.as_deref() })?;
-    Ok(true)
-}
-
-fn cancel_waiting(tx: &Connection, id: JobId, at_ms: i64) -> Result<bool, StoreError> {
-    let sql = "UPDATE job SET state = 'cancelled', finished_at_ms = ?2, last_error = 'the client left while waiting'
-               WHERE id = ?1 AND state = 'queued' RETURNING seq, lease_epoch";
-    let cancelled: Option<(i64, i64)> = tx
-        .prepare_cached(sql)?
-        .query_row(params![id.to_string(), at_ms], |row| Ok((row.get(0)?, row.get(1)?)))
-        .optional()?;
-    if let Some((seq, epoch)) = cancelled {
-        let note = Note { epoch, at_ms, text: Some("the client left while waiting") };
-        record(tx, seq, Some(State::Queued), State::Cancelled, &note)?;
-    }
-    Ok(cancelled.is_some())
-}
-
-/// The state of a job whose lease is still `epoch`.
-fn leased_state(tx: &Connection, seq: i64, epoch: i64) -> Result<Option<State>, StoreError> {
-    let name: Option<String> = tx
-        .prepare_cached("SELECT state FROM job WHERE seq = ?1 AND lease_epoch = ?2")?
-        .query_row([seq, epoch], |row| row.get(0))
-        .optional()?;
-    Ok(name.as_deref().and_then(State::from_name))
-}
-
-pub(super) struct Note<'a> {
-    pub(super) epoch: i64,
-    pub(super) at_ms: i64,
-    pub(super) text: Option<&'a str>,
-}
-
-/// Writes the transition log: the proof that no job has two outcomes.
-pub(super) fn record(
-    tx: &Connection,
-    seq: i64,
-    from: Option<State>,
-    to: State,
-    note: &Note<'_>,
-) -> Result<(), StoreError> {
-    let sql = "INSERT INTO transition(seq, from_state, to_state, lease_epoch, at_ms, note)
-               VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
-    tx.prepare_cached(sql)?.execute(params![
-        seq,
-        from.map(State::name),
-        to.name(),
-        note.epoch,
-        note.at_ms,
-        note.text
-    ])?;
-    Ok(())
-}
-
-fn shortened(text: &str) -> String {
-    text.chars().take(ERROR_CHARS_MAX).collect()
 }

@@ -8,6 +8,7 @@ mod answers;
 mod error;
 mod jobs;
 mod lanes;
+mod life;
 mod lock;
 mod recovery;
 mod retention;

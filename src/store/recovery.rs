@@ -7,7 +7,8 @@ use crate::domain::job::State;
 use crate::domain::retry::INTERRUPTIONS_MAX;
 
 use super::error::StoreError;
-use super::jobs::{Note, record};
+use super::life::{Note, record};
+use super::rows;
 
 /// What the opening found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -17,20 +18,22 @@ pub struct Recovered {
     /// Jobs in flight once too often, now failed.
     pub given_up: usize,
     /// Jobs that waited and wait on; their clients' connections are gone.
-    pub waiting: usize,
+    pub waiting: u64,
 }
 
 /// Puts jobs in flight back into the queue uncharged, as an interruption; gives up on those interrupted too often. All
 /// that wait become `batch`: the connections they were for did not survive.
 pub(super) fn recover(tx: &Connection, now_ms: i64) -> Result<Recovered, StoreError> {
-    let waiting = tx.execute("UPDATE job SET class = 'batch' WHERE state = 'queued'", [])?;
+    tx.execute("UPDATE job SET class = 'batch' WHERE state = 'queued' AND class <> 'batch'", [])?;
+    let waiting: i64 =
+        tx.query_row("SELECT jobs FROM tally WHERE state = 'queued'", [], |row| row.get(0))?;
     let in_flight: Vec<(i64, String, i64, u32)> = tx
         .prepare(
             "SELECT seq, state, lease_epoch, interruptions FROM job WHERE state IN ('loading','working') ORDER BY seq",
         )?
         .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?
         .collect::<Result<_, _>>()?;
-    let mut recovered = Recovered { waiting, ..Recovered::default() };
+    let mut recovered = Recovered { waiting: rows::count(waiting), ..Recovered::default() };
     for (seq, state, epoch, interruptions) in in_flight {
         let from = State::from_name(&state);
         if interruptions + 1 < INTERRUPTIONS_MAX {

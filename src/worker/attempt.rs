@@ -64,6 +64,9 @@ impl Worker {
         };
         if let Some(key) = key {
             self.tools.residency.used(key, self.now_ms());
+            if conclusion.casts_doubt() {
+                self.tools.residency.distrust(&key.model);
+            }
         }
         conclusion
     }

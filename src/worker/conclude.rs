@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::domain::job::{Event, Kind};
-use crate::domain::retry::{Charge, Exposure, Fault, Verdict, judge};
+use crate::domain::retry::{Charge, Exposure, Fault, Told, Verdict, judge};
 use crate::store::{Answer, AnswerBody, Claim, Ending, GiveBack, StoreError};
 
 use super::delay::{chance, delay};
@@ -18,6 +18,12 @@ use super::{Tools, Worker};
 
 /// Pause between tries to write an outcome: it must be written, and a full disk may get room.
 const WRITE_PAUSE: Duration = Duration::from_secs(1);
+
+/// A longer `Retry-After` is not believed: Ollama sends none, and a person waits.
+const ASKED_PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// See [`brief`].
+const LOGGED_CHARS_MAX: usize = 200;
 
 /// How an attempt ended.
 #[derive(Debug)]
@@ -54,6 +60,16 @@ pub(super) enum Conclusion {
 }
 
 impl Conclusion {
+    /// Whether the runner may be gone or wedged after this.
+    pub(super) fn casts_doubt(&self) -> bool {
+        match self {
+            Conclusion::Whole | Conclusion::Abandoned | Conclusion::Stopped(_) => false,
+            Conclusion::Answered { fault, .. }
+            | Conclusion::Told { fault, .. }
+            | Conclusion::Failed { fault, .. } => *fault != Fault::Told(Told::Final),
+        }
+    }
+
     pub(super) fn failed(fault: Fault, status: u16, text: String) -> Conclusion {
         Conclusion::Failed { fault, status, text }
     }
@@ -126,11 +142,11 @@ impl Worker {
             // The upstream is away; the worker itself pauses until it is back.
             Charge::Deferral if !self.tools.health.is_up() => Duration::ZERO,
             Charge::Attempt | Charge::Interruption | Charge::Deferral => {
-                delay(failures, self.settings.retry_delay, chance())
+                delay(failures, self.settings.retry_delay, chance()).max(asked_pause(output))
             }
         };
         tracing::warn!(job.id = %claim.id, job.attempt = claim.counters.attempts, retry.charge = ?charge,
-            retry.ms = pause.as_millis(), job.error = %text, "job put back into the queue");
+            retry.ms = pause.as_millis(), job.error = %brief(&text), "job put back into the queue");
         if charge != Charge::Nothing {
             add(&self.handle.counts().retries);
         }
@@ -274,10 +290,23 @@ fn log(tools: &Tools, claim: &Claim, output: &Output, finish: &Finish, is_ours: 
         }
         Finish::Failed { refusal, .. } => {
             tracing::warn!(job.id = %id, job.model = %claim.model, job.attempt = claim.counters.attempts,
-                job.work_ms = work_ms, job.error = %refusal.text, "job failed");
+                job.work_ms = work_ms, job.error = %brief(&refusal.text), "job failed");
         }
         Finish::Cancelled => tracing::info!(job.id = %id, job.work_ms = work_ms, "job cancelled"),
     }
+}
+
+/// What the upstream asked for in `Retry-After`, within reason.
+fn asked_pause(output: &Output) -> Duration {
+    let head = output.head();
+    let asked = head.iter().flat_map(|head| &head.headers).find(|(name, _)| name == "retry-after");
+    let seconds = asked.and_then(|(_, value)| std::str::from_utf8(value).ok()?.trim().parse().ok());
+    Duration::from_secs(seconds.unwrap_or(0)).min(ASKED_PAUSE_MAX)
+}
+
+/// Log lines carry this much of an error text of the upstream's: a sentence, not an echoed prompt.
+fn brief(text: &str) -> String {
+    text.chars().take(LOGGED_CHARS_MAX).collect()
 }
 
 fn exposure(output: &Output) -> Exposure {

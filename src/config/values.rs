@@ -1,0 +1,140 @@
+//! How each kind of value is written, and what is allowed. A fault is the sentence that says what is allowed.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::guard::check_origins;
+use crate::ollama::url::{Scheme, UpstreamUrl};
+use crate::ollama::wire::keep_alive::{KeepAlive, parse_environment};
+
+use super::Secret;
+
+const MIB: u64 = 1024 * 1024;
+
+/// Reads a listening address.
+///
+/// # Errors
+/// What is allowed.
+pub fn address(text: &str) -> Result<SocketAddr, String> {
+    const ALLOWED: &str = "an IP address and a port, such as 127.0.0.1:11435 or [::1]:11435";
+    let text = match text.strip_prefix("localhost:") {
+        Some(port) => format!("127.0.0.1:{port}"),
+        None if text.starts_with(':') => format!("0.0.0.0{text}"),
+        None => text.to_owned(),
+    };
+    text.parse().map_err(|_| ALLOWED.to_owned())
+}
+
+pub(super) fn upstream(text: &str) -> Result<UpstreamUrl, String> {
+    let url = UpstreamUrl::parse(text)?;
+    match url.scheme() {
+        Scheme::Http => Ok(url),
+        Scheme::Https => {
+            Err("an http:// address; https is not supported in this version".to_owned())
+        }
+    }
+}
+
+pub(super) fn secret(text: &str) -> Result<Option<Secret>, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    if text.bytes().any(|byte| !byte.is_ascii_graphic()) {
+        return Err("printable ASCII without spaces".to_owned());
+    }
+    Ok(Some(Secret(text.to_owned())))
+}
+
+pub(super) fn database(text: &str) -> Result<PathBuf, String> {
+    if !text.is_empty() {
+        let path = PathBuf::from(text);
+        return match path.file_name() {
+            Some(_) if !path.is_dir() => Ok(path),
+            _ => Err("the path of a file, not of a folder".to_owned()),
+        };
+    }
+    let folder = dirs::state_dir().or_else(dirs::data_local_dir);
+    folder
+        .map(|folder| folder.join("foreman").join("foreman.db"))
+        .ok_or_else(|| "a path: this system names no state directory".to_owned())
+}
+
+pub(super) fn origins(text: &str) -> Result<String, String> {
+    if !text.is_empty() {
+        check_origins(text)?;
+    }
+    Ok(text.to_owned())
+}
+
+pub(super) fn keep_alive(text: &str) -> Result<Option<Duration>, String> {
+    match parse_environment(text) {
+        Some(KeepAlive::Forever) => Ok(None),
+        Some(KeepAlive::Zero | KeepAlive::Overflow) => Ok(Some(Duration::ZERO)),
+        Some(KeepAlive::For(duration)) => Ok(Some(duration)),
+        None => Err("-1 (for ever), seconds, or a duration such as 10m".to_owned()),
+    }
+}
+
+pub(super) fn optional(text: &str) -> Result<Option<String>, String> {
+    Ok((!text.is_empty()).then(|| text.to_owned()))
+}
+
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    const ALLOWED: &str = "a duration such as 500ms, 30s, 10m or 24h";
+    if let Ok(seconds) = text.parse::<u64>() {
+        return Ok(Duration::from_secs(seconds));
+    }
+    humantime::parse_duration(text).map_err(|_| ALLOWED.to_owned())
+}
+
+pub(super) fn positive(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err("a duration above zero, such as 30s".to_owned()),
+        duration => Ok(duration),
+    }
+}
+
+pub(super) fn attempts(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(number @ 1..=100) => Ok(number),
+        _ => Err("a whole number from 1 to 100".to_owned()),
+    }
+}
+
+pub(super) fn count(text: &str) -> Result<u64, String> {
+    match text.parse() {
+        Ok(number @ 1..=10_000_000) => Ok(number),
+        _ => Err("a whole number from 1 to 10000000".to_owned()),
+    }
+}
+
+pub(super) fn bytes(text: &str) -> Result<u64, String> {
+    const ALLOWED: &str = "a size such as 64MiB, 4GiB or a number of bytes, at least 1KiB";
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| ALLOWED.to_owned())?;
+    let unit = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kb" | "kib" => 1024,
+        "m" | "mb" | "mib" => MIB,
+        "g" | "gb" | "gib" => 1024 * MIB,
+        _ => return Err(ALLOWED.to_owned()),
+    };
+    let size = number.checked_mul(unit).ok_or_else(|| ALLOWED.to_owned())?;
+    if size < 1024 { Err(ALLOWED.to_owned()) } else { Ok(size) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_durations_have_units() {
+        assert_eq!(bytes("4GiB"), Ok(4 * 1024 * MIB));
+        assert_eq!(bytes("2048"), Ok(2048));
+        assert!(bytes("10").is_err());
+        assert_eq!(duration("90"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("10m"), Ok(Duration::from_secs(600)));
+    }
+}
