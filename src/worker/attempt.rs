@@ -22,6 +22,7 @@ use crate::ollama::wire::answer::{AnswerKind, AnswerScanner, ScanState, Verdict}
 use crate::ollama::wire::cut::without_keep_alive;
 use crate::ollama::wire::keep_alive::KeepAlive;
 use crate::ollama::wire::peek::{Peek, Shape, peek};
+use crate::ollama::wire::unstreamed::is_half;
 use crate::store::{Claim, HeaderList};
 
 use super::Worker;
@@ -124,7 +125,14 @@ impl Worker {
         if is_error {
             self.drain_error(output, body).await
         } else {
-            self.drain(output, body, kind).await
+            match self.drain(output, body, kind).await {
+                Conclusion::Whole
+                    if kind == AnswerKind::JsonBody && is_half_kept(claim, output) =>
+                {
+                    truncated()
+                }
+                conclusion => conclusion,
+            }
         }
     }
 
@@ -194,19 +202,15 @@ impl Worker {
             }
         };
         let is_framed = ended.is_none();
-        let is_native_half = scanner.done_member() == Some(false);
         match scanner.finish() {
             Verdict::Error(text) => {
                 Conclusion::Told { fault: Fault::Told(told_by_text(&text)), text }
             }
             // The end mark was seen: the answer is whole even if the connection broke after it.
-            Verdict::Whole if is_stream || (is_framed && !is_native_half) => Conclusion::Whole,
+            Verdict::Whole if is_stream || is_framed => Conclusion::Whole,
             Verdict::Whole | Verdict::Cut | Verdict::Malformed => match ended {
                 Some(ended) => self.ended(ended).await,
-                None => {
-                    let text = "ollama ended the answer before it was whole".to_owned();
-                    Conclusion::failed(Fault::Truncated, 502, text)
-                }
+                None => truncated(),
             },
         }
     }
@@ -242,6 +246,17 @@ async fn next_data(body: &mut Incoming, limit: Duration) -> Result<Option<Bytes>
 enum Ended {
     Silent,
     Broken(BodyError),
+}
+
+fn truncated() -> Conclusion {
+    let text = "ollama ended the answer before it was whole".to_owned();
+    Conclusion::failed(Fault::Truncated, 502, text)
+}
+
+/// Whether the unstreamed answer in the output is a whole value around half an answer. One too large for memory is taken
+/// as it is.
+fn is_half_kept(claim: &Claim, output: &Output) -> bool {
+    output.in_memory().is_some_and(|body| is_half(claim.dialect, &body))
 }
 
 fn silent(limit: Duration) -> Conclusion {

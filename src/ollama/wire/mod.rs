@@ -20,3 +20,4 @@ pub mod request;
 pub mod scanner;
 mod sse;
 mod text;
+pub mod unstreamed;
