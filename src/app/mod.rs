@@ -60,6 +60,8 @@ pub enum Stopped {
     Forced,
     /// It found that its upstream is itself, and served nothing.
     Misled,
+    /// A part of it died; it must be started anew.
+    Broken,
 }
 
 /// A daemon that is bound and wired, and does nothing yet.
@@ -137,10 +139,10 @@ impl App {
                 () = draining.draining() => (),
             }
         });
-        tasks.spawn(monitor::run(Arc::clone(&edge)));
+        tasks.spawn_vital("monitor", monitor::run(Arc::clone(&edge)));
         tasks.spawn(retention::run(Arc::clone(&edge)));
-        tasks.spawn(worker.run());
-        tasks.spawn(accept::serve(Arc::clone(&edge), listener));
+        tasks.spawn_vital("worker", worker.run());
+        tasks.spawn_vital("accept", accept::serve(Arc::clone(&edge), listener));
         stops.recv().await;
         tracing::info!(
             grace.s = edge.config.shutdown_grace.as_secs(),
@@ -148,8 +150,13 @@ impl App {
         );
         let stopped = drain(&tasks, edge.config.shutdown_grace, &mut stops).await;
         edge.store.close().await;
-        let is_misled = edge.is_misled.load(Ordering::SeqCst);
-        let stopped = if is_misled { Stopped::Misled } else { stopped };
+        let stopped = if edge.is_misled.load(Ordering::SeqCst) {
+            Stopped::Misled
+        } else if tasks.is_broken() {
+            Stopped::Broken
+        } else {
+            stopped
+        };
         tracing::info!(?stopped, "foreman has stopped");
         stopped
     }

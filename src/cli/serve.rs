@@ -75,6 +75,7 @@ async fn run(config: Config) -> Exit {
     match app.run(stops).await {
         Stopped::Drained | Stopped::Forced => Exit::Fine,
         Stopped::Misled => Exit::Usage,
+        Stopped::Broken => Exit::Failed,
     }
 }
 

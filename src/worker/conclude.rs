@@ -127,8 +127,7 @@ impl Worker {
         }
     }
 
-    /// Puts a job back into the queue. If even that cannot be written, the job stays leased, and the next start puts it
-    /// back.
+    /// Puts a job back into the queue.
     async fn give_back(&self, claim: &Claim, output: &Arc<Output>, charge: Charge, text: String) {
         let now_ms = self.now_ms();
         let failures = match charge {
@@ -152,12 +151,19 @@ impl Worker {
         }
         let not_before_ms = later(now_ms, pause);
         let back = GiveBack { charge, not_before_ms, error: text, at_ms: now_ms };
-        match self.tools.store.give_back(claim.seq, claim.lease_epoch, back).await {
-            Ok(true) => output.put_back(),
-            Ok(false) => tracing::error!(job.id = %claim.id, "the lease of a job was lost"),
-            Err(fault) => {
-                tracing::error!(job.id = %claim.id, db.error = %fault, "job not put back; it will be at the next start");
-            }
+        if put_back(&self.tools, claim, output, &back).await.is_err() {
+            // The disk is full, say. The job must not stay claimed by nobody, but the worker need not wait for that.
+            let (tools, handle) = (self.tools.clone(), self.handle.clone());
+            let (claim, output) = (claim.clone(), Arc::clone(output));
+            self.tools.tasks.spawn(async move {
+                while !tools.tasks.is_draining() {
+                    tokio::time::sleep(WRITE_PAUSE).await;
+                    if put_back(&tools, &claim, &output, &back).await.is_ok() {
+                        handle.wake();
+                        return;
+                    }
+                }
+            });
         }
     }
 
@@ -183,6 +189,29 @@ impl Worker {
             output.end(finish.end());
             handle.outputs().forget(claim.id);
         });
+    }
+}
+
+/// Writes that a job goes back to the queue.
+async fn put_back(
+    tools: &Tools,
+    claim: &Claim,
+    output: &Output,
+    back: &GiveBack,
+) -> Result<(), StoreError> {
+    match tools.store.give_back(claim.seq, claim.lease_epoch, back.clone()).await {
+        Ok(true) => {
+            output.put_back();
+            Ok(())
+        }
+        Ok(false) => {
+            tracing::error!(job.id = %claim.id, "the lease of a job was lost");
+            Ok(())
+        }
+        Err(fault) => {
+            tracing::error!(job.id = %claim.id, db.error = %fault, "a job could not be put back; trying again");
+            Err(fault)
+        }
     }
 }
 

@@ -40,6 +40,7 @@ impl Worker {
                         () = self.tools.tasks.draining() => (),
                     }
                 }
+                Err(StoreError::Closed) => self.tools.tasks.break_down("store"),
                 Err(fault) => {
                     tracing::error!(db.error = %fault, "the worker cannot read the queue; it tries again");
                     tokio::time::sleep(STORE_PAUSE).await;
@@ -51,12 +52,19 @@ impl Worker {
 
     /// One look and what follows from it.
     async fn turn(&mut self) -> Result<Turn, StoreError> {
-        self.do_chores().await;
+        let tasks = self.tools.tasks.clone();
+        tokio::select! {
+            () = self.do_chores() => (),
+            () = tasks.forced() => return Ok(Turn::Acted),
+        }
         if self.tools.residency.is_stale() && !self.refresh_residency().await {
             return Ok(Turn::Acted);
         }
         let mut board = self.board().await?;
-        self.release_idle(&board).await;
+        tokio::select! {
+            () = self.release_idle(&board) => (),
+            () = tasks.forced() => return Ok(Turn::Acted),
+        }
         board.resident = self.tools.residency.board();
         let mut decision = decide(&board);
         if matches!(decision, Decision::Swap { .. }) {
