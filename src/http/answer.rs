@@ -5,8 +5,8 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
-use hyper::Response as HttpResponse;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use hyper::{Response as HttpResponse, Version};
 
 use crate::ollama::client::{Body, BodyError};
 use crate::ollama::hop::strip_hop_by_hop;
@@ -21,6 +21,9 @@ pub(super) fn relayed<T: Send + Sync + Unpin + 'static>(
 ) -> Response {
     let (mut parts, body) = answer.into_parts();
     strip_hop_by_hop(&mut parts.headers);
+    // The version is this connection's own: an upstream that speaks HTTP/1.0 does not make foreman's answer one, whose
+    // cut could not be told from its end.
+    parts.version = Version::HTTP_11;
     let held = Held { body: body.map_err(BodyError::from).boxed(), _until_end: until_end };
     HttpResponse::from_parts(parts, held.boxed())
 }

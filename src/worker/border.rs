@@ -32,7 +32,7 @@ impl Worker {
                 Chore::Warm => self.warm().await,
                 Chore::Release { model, done } => {
                     if self.tools.residency.holds(&model) {
-                        self.unload(&model).await;
+                        self.unload_beside_jobs(&model).await;
                     }
                     if done.send(()).is_err() {
                         tracing::trace!("whoever asked for the unload no longer waits");
@@ -79,8 +79,15 @@ impl Worker {
             let is_due = release_at_ms(&entry).is_some_and(|at_ms| at_ms <= now_ms);
             if is_due && !is_wanted {
                 tracing::info!(model.name = %entry.resident.model, "releasing an idle model");
-                self.unload(&entry.resident.model).await;
+                self.unload_beside_jobs(&entry.resident.model).await;
             }
+        }
+    }
+
+    /// An unload that no job waits for: if it does not succeed, residency is in doubt, and it is tried again in time.
+    async fn unload_beside_jobs(&self, model: &ModelName) {
+        if let Err(conclusion) = self.unload(model).await {
+            tracing::warn!(model.name = %model, ?conclusion, "an idle model could not be unloaded");
         }
     }
 

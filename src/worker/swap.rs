@@ -48,7 +48,8 @@ impl Worker {
     ) -> Result<(), Conclusion> {
         let began_ms = self.now_ms();
         for victim in unload {
-            self.unload(victim).await;
+            // A victim that stays would leave the choice to Ollama: the swap is tried again later instead.
+            self.unload(victim).await?;
         }
         let installed = self.tools.inventory.find(&load.model);
         let name = installed.map_or_else(|| load.model.to_string(), |entry| entry.display);
@@ -75,23 +76,20 @@ impl Worker {
             Ok(reply) => {
                 self.tools.residency.doubt();
                 let text = reply.error_text();
-                let told = match told_by_status(reply.status, &text) {
-                    // A load that failed may go better the next time: memory comes back, a driver recovers.
-                    Told::Final => Told::Passing,
-                    told => told,
-                };
                 tracing::warn!(load.key = %load, upstream.status = reply.status, upstream.error = %text, "load failed");
-                Err(Conclusion::failed(Fault::Told(told), reply.status, text))
+                let fault = Fault::Told(passing(reply.status, &text));
+                Err(Conclusion::failed(fault, reply.status, text))
             }
             Err(fault) => {
                 self.tools.residency.doubt();
-                Err(self.load_fault(load, &fault).await)
+                Err(self.call_fault(&format!("loading {load}"), &fault).await)
             }
         }
     }
 
-    async fn load_fault(&self, load: &LoadKey, fault: &SendError) -> Conclusion {
-        let text = format!("loading {load}: {fault}");
+    /// What a call of foreman's own that got no answer means for the job it was made for.
+    async fn call_fault(&self, call: &str, fault: &SendError) -> Conclusion {
+        let text = format!("{call}: {fault}");
         match fault {
             SendError::Unreachable { .. } => {
                 self.tools.health.lost(&text, self.now_ms());
@@ -104,25 +102,30 @@ impl Worker {
         }
     }
 
-    /// Asks Ollama to unload a model and waits until ps no longer lists it.
-    pub(super) async fn unload(&self, model: &ModelName) {
+    /// Asks Ollama to unload a model and waits until ps no longer lists it. A model that was deleted while it was resident
+    /// can no longer be unloaded by name: that is logged and no fault.
+    pub(super) async fn unload(&self, model: &ModelName) -> Result<(), Conclusion> {
         let began_ms = self.now_ms();
-        match self.tools.ollama.unload(model.as_str()).await {
-            Ok(reply) if reply.status == 200 => {
-                self.wait_until_gone(model).await;
-                self.tools.residency.unloaded(model);
-                tracing::debug!(model.name = %model, unload.ms = self.now_ms() - began_ms, "model unloaded");
-            }
-            // Deleted while it was resident: it can no longer be unloaded by name.
-            Ok(reply) => {
-                tracing::warn!(model.name = %model, upstream.status = reply.status, upstream.error = %reply.error_text(),
-                    "a resident model could not be unloaded");
-                self.tools.residency.doubt();
-            }
+        let reply = match self.tools.ollama.unload(model.as_str()).await {
+            Ok(reply) => reply,
             Err(fault) => {
-                tracing::warn!(model.name = %model, upstream.error = %fault, "a resident model could not be unloaded");
                 self.tools.residency.doubt();
+                return Err(self.call_fault(&format!("unloading {model}"), &fault).await);
             }
+        };
+        if reply.status == 200 {
+            self.wait_until_gone(model).await;
+            self.tools.residency.unloaded(model);
+            tracing::debug!(model.name = %model, unload.ms = self.now_ms() - began_ms, "model unloaded");
+            return Ok(());
+        }
+        let text = reply.error_text();
+        tracing::warn!(model.name = %model, upstream.status = reply.status, upstream.error = %text,
+            "a resident model could not be unloaded");
+        self.tools.residency.doubt();
+        match reply.status {
+            400..500 => Ok(()),
+            status => Err(Conclusion::failed(Fault::Told(passing(status, &text)), status, text)),
         }
     }
 
@@ -149,5 +152,13 @@ impl Worker {
                 Fault::UpstreamDied
             }
         }
+    }
+}
+
+/// A 5xx to a load or an unload: it may go better the next time, memory comes back, a driver recovers.
+fn passing(status: u16, text: &str) -> Told {
+    match told_by_status(status, text) {
+        Told::Final => Told::Passing,
+        told => told,
     }
 }

@@ -268,3 +268,47 @@ async fn a_broken_stream_is_told_in_its_dialect() {
         broken("/v1/responses", json!({ "model": "a", "stream": true, "input": "x" })).await;
     assert!(!responses.is_whole && !responses.text().contains("response.completed"));
 }
+
+/// An unstreamed answer whose runner stopped early is complete JSON around half a text: it is tried again in every dialect.
+#[tokio::test]
+async fn half_an_unstreamed_answer_is_never_called_whole() {
+    let stub = Stub::start(stub_config(&["a"])).await;
+    let foreman = Foreman::start(&stub).await.up().await;
+    let message = json!([{ "role": "user", "content": "x" }]);
+    for (path, body) in [
+        ("/api/chat", json!({ "model": "a", "stream": false, "messages": message })),
+        ("/api/generate", json!({ "model": "a", "stream": false, "prompt": "x" })),
+        ("/v1/chat/completions", json!({ "model": "a", "messages": message })),
+        ("/v1/completions", json!({ "model": "a", "prompt": "x" })),
+        ("/v1/messages", json!({ "model": "a", "max_tokens": 9, "messages": message })),
+    ] {
+        stub.reset();
+        stub.faults(Fault::new(Action::EndWithoutDone(2)).path(path));
+        let answer = post(foreman.addr, path, &body).await;
+        assert_eq!(answer.status, 200, "{path}: {}", answer.text());
+        let tries = stub
+            .log()
+            .iter()
+            .filter(|entry| entry.body.as_ref() == body.to_string().as_bytes())
+            .count();
+        assert_eq!(tries, 2, "{path}: {}", answer.text());
+    }
+}
+
+/// An unload that Ollama refuses for the moment stops the swap: loading on would leave the choice of a victim to Ollama.
+#[tokio::test]
+async fn a_victim_that_stays_stops_the_swap() {
+    let stub = Stub::start(stub_config(&["a", "b"])).await;
+    let foreman = Foreman::start(&stub).await.up().await;
+    assert!(post(foreman.addr, "/api/chat", &chat("a", "x")).await.is_whole);
+    let action = Action::Answer {
+        status: 503,
+        text: "not now".to_owned(),
+        retry_after_seconds: None,
+        stage: Stage::BeforeLoad,
+    };
+    stub.faults(Fault::new(action).path("/api/generate").model("a"));
+    let answer = post(foreman.addr, "/api/chat", &chat("b", "x")).await;
+    assert!(answer.status == 200 && answer.is_whole, "{}", answer.text());
+    assert_eq!((stub.counts().evictions, stub.counts().loads), (0, 2));
+}
