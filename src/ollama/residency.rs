@@ -111,9 +111,9 @@ impl Residency {
         self.doubt();
     }
 
-    /// Notes that a job used a key.
-    pub fn used(&self, key: &LoadKey, now_ms: i64) {
-        self.with(&key.model, |entry| entry.used_at_ms = now_ms);
+    /// Notes when a model was last used; a time to come puts its release off.
+    pub fn touch(&self, model: &ModelName, at_ms: i64) {
+        self.with(model, |entry| entry.used_at_ms = at_ms);
     }
 
     /// Sets after how much idle time a key goes; `None` is never.

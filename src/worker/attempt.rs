@@ -64,7 +64,7 @@ impl Worker {
             conclusion = self.exchange(claim, output, body) => conclusion,
         };
         if let Some(key) = key {
-            self.tools.residency.used(key, self.now_ms());
+            self.tools.residency.touch(&key.model, self.now_ms());
             if conclusion.casts_doubt() {
                 self.tools.residency.distrust(&key.model);
             }

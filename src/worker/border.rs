@@ -1,5 +1,7 @@
 //! What happens at a job border beside jobs: chores asked for by others, and the release of models whose time is up.
 
+use std::time::Duration;
+
 use tokio::sync::oneshot;
 
 use crate::clock;
@@ -9,6 +11,10 @@ use crate::ollama::client::SendError;
 use crate::ollama::residency::Entry;
 
 use super::Worker;
+use super::run::later;
+
+/// Pause before an idle model that would not go is asked again.
+const RELEASE_PAUSE: Duration = Duration::from_secs(30);
 
 /// Something to do at the next border, with nothing in flight.
 #[derive(Debug)]
@@ -88,6 +94,9 @@ impl Worker {
     async fn unload_beside_jobs(&self, model: &ModelName) {
         if let Err(conclusion) = self.unload(model).await {
             tracing::warn!(model.name = %model, ?conclusion, "an idle model could not be unloaded");
+        }
+        if self.tools.residency.holds(model) {
+            self.tools.residency.touch(model, later(self.now_ms(), RELEASE_PAUSE));
         }
     }
 

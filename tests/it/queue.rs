@@ -311,3 +311,42 @@ async fn a_full_queue_refuses_in_each_shape() {
     stub.release_tokens();
     assert!(running.await.unwrap().is_whole && waiting.await.unwrap().is_whole);
 }
+
+/// An idle model that will not go is asked again after a pause, not as fast as the worker can turn.
+#[tokio::test]
+async fn a_model_that_will_not_go_is_not_asked_without_end() {
+    let stub = Stub::start(stub_config(&["a", "b"])).await;
+    let foreman =
+        Foreman::start_with(&stub, |raw| raw.keep_alive = Some("1ms".to_owned())).await.up().await;
+    let refusal = stub_ollama::Action::Answer {
+        status: 503,
+        text: "not now".to_owned(),
+        retry_after_seconds: None,
+        stage: stub_ollama::Stage::BeforeLoad,
+    };
+    stub.faults(
+        stub_ollama::Fault::new(refusal).path("/api/generate").model("a").skip(1).forever(),
+    );
+    assert_eq!(post(foreman.addr, "/api/chat", &chat_unstreamed("a", "x")).await.status, 200);
+    let unloads = |stub: &Stub| {
+        let log = stub.log();
+        log.iter()
+            .filter(|entry| String::from_utf8_lossy(&entry.body).contains("\"keep_alive\":0"))
+            .count()
+    };
+    stub.wait_for_log(|log| {
+        log.iter().any(|entry| String::from_utf8_lossy(&entry.body).contains("\"keep_alive\":0"))
+    })
+    .await;
+    // Turns of the worker, each of which would ask again.
+    for _ in 0..20 {
+        assert_eq!(
+            post(foreman.addr, "/api/embed", &json!({ "model": "nope", "input": "x" }))
+                .await
+                .status,
+            404
+        );
+        foreman.status().await;
+    }
+    assert_eq!(unloads(&stub), 1);
+}
