@@ -7,7 +7,6 @@
 #![expect(
     clippy::unwrap_used,
     clippy::print_stdout,
-    clippy::panic,
     reason = "a benchmark talks, and stops when it cannot go on"
 )]
 #![expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]

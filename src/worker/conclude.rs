@@ -14,7 +14,7 @@ use super::delay::{chance, delay};
 use super::handle::add;
 use super::output::{End, Output, Refusal};
 use super::run::later;
-use super::{Tools, Worker};
+use super::{Tools, Worker, WorkerHandle};
 
 /// Pause between tries to write an outcome: it must be written, and a full disk may get room.
 const WRITE_PAUSE: Duration = Duration::from_secs(1);
@@ -154,16 +154,8 @@ impl Worker {
         if put_back(&self.tools, claim, output, &back).await.is_err() {
             // The disk is full, say. The job must not stay claimed by nobody, but the worker need not wait for that.
             let (tools, handle) = (self.tools.clone(), self.handle.clone());
-            let (claim, output) = (claim.clone(), Arc::clone(output));
-            self.tools.tasks.spawn(async move {
-                while !tools.tasks.is_draining() {
-                    tokio::time::sleep(WRITE_PAUSE).await;
-                    if put_back(&tools, &claim, &output, &back).await.is_ok() {
-                        handle.wake();
-                        return;
-                    }
-                }
-            });
+            let later = put_back_later(tools, handle, claim.clone(), Arc::clone(output), back);
+            self.tools.tasks.spawn(later);
         }
     }
 
@@ -211,6 +203,23 @@ async fn put_back(
         Err(fault) => {
             tracing::error!(job.id = %claim.id, db.error = %fault, "a job could not be put back; trying again");
             Err(fault)
+        }
+    }
+}
+
+/// Tries until it is written, or the daemon stops: the next start puts the job back.
+async fn put_back_later(
+    tools: Tools,
+    handle: WorkerHandle,
+    claim: Claim,
+    output: Arc<Output>,
+    back: GiveBack,
+) {
+    while !tools.tasks.is_draining() {
+        tokio::time::sleep(WRITE_PAUSE).await;
+        if put_back(&tools, &claim, &output, &back).await.is_ok() {
+            handle.wake();
+            return;
         }
     }
 }

@@ -116,9 +116,11 @@ class Stub:
         httpx.post(f"{self.url}/_stub/faults", json={"action": action, **members}).raise_for_status()
 
     def end(self):
-        """Ends it, if it is ours."""
+        """Ends it if it is ours; somebody else's is freed of what foreman keeps loaded for ever."""
         if self.process:
             self.process.end()
+        else:
+            ollama.Client(host=self.url).generate(model=MODEL, keep_alive=0)
 
 
 class Place:
@@ -161,6 +163,10 @@ class Place:
     def wait_for_depth(self, depth):
         """Waits until that many jobs wait."""
         return until(self.status, lambda status: status["queue"]["depth"] == depth, f"a queue of {depth}")
+
+    def wait_for_count(self, name, count):
+        """Waits until foreman has counted that many jobs that ended like this."""
+        return until(self.status, lambda status: status["since_start"][name] == count, f"{count} {name}")
 
     def end(self):
         """Ends both, and shows foreman's log; pytest prints it for a failed test only."""

@@ -7,7 +7,6 @@ Each test's name is what it promises. Wherever Ollama itself can say what is rig
 import asyncio
 import json
 import socket
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -107,19 +106,19 @@ def test_a_chat_is_answered(place):
     answer = chat(place.client)
     assert answer.done and answer.message.role == "assistant"
     assert answer.message.content
-    assert answer.eval_count == TOKENS
+    assert 0 < answer.eval_count <= TOKENS
 
 
 def test_a_streamed_chat_arrives_while_the_model_still_works(places):
     # Foreman says the job still runs when the first chunk is here: nothing was collected first.
-    place = places("--token-ms=20")
-    stream = chat_stream(place.client, tokens=64)
+    place = places("--token-ms=5")
+    stream = chat_stream(place.client, tokens=256)
     first = next(stream)
     running = place.status()["running"]
     rest = list(stream)
     assert [job["state"] for job in running] == ["working"]
     assert not first.done and rest[-1].done
-    assert len(rest) > 10
+    assert len(rest) > 1
     assert text_of([first, *rest])
 
 
@@ -240,7 +239,7 @@ def test_list_and_show_say_what_ollama_says(place):
 def test_ps_shows_the_model_that_foreman_loaded(place):
     chat(place.client)
     loaded = place.client.ps().models
-    assert [entry.model.split(":")[0] for entry in loaded] == [MODEL.split(":")[0]]
+    assert MODEL.split(":")[0] in {entry.model.split(":")[0] for entry in loaded}
     assert place.client.ps() == place.direct.ps()
 
 
@@ -300,7 +299,7 @@ def test_leaving_in_mid_stream_ends_the_job_and_starts_the_next(stub_only, place
     stream.close()
     wait_for_client_gone(place)
     assert waiting.result().done
-    assert place.status_json()["since_start"]["cancelled"] == 1
+    place.wait_for_count("cancelled", 1)
 
 
 def test_breaking_out_of_the_loop_ends_the_job(stub_only, places):
@@ -401,25 +400,26 @@ def test_an_error_inside_a_stream_raises_with_ollamas_text(stub_only, place):
 
 
 @pytest.mark.parametrize(
-    ("fault", "raises"),
+    "fault",
     [
-        ({"action": "end_without_done", "chunks": 3}, ollama.ResponseError),
-        ({"action": "kill_runner", "chunks": 3}, ollama.ResponseError),
-        # In the middle of a record the client stumbles over the half line, before it comes to foreman's error line.
-        ({"action": "cut_after_bytes", "bytes": 400}, (ollama.ResponseError, json.JSONDecodeError)),
-        ({"action": "cut_after_bytes", "bytes": 400, "how": "reset"}, (ollama.ResponseError, json.JSONDecodeError)),
+        {"action": "end_without_done", "chunks": 3},
+        {"action": "kill_runner", "chunks": 3},
+        # In the middle of a record: the client must not stumble over a half line before it comes to foreman's error.
+        {"action": "cut_after_bytes", "bytes": 400},
+        {"action": "cut_after_bytes", "bytes": 400, "how": "reset"},
     ],
     ids=["no-done", "runner-died", "closed", "reset"],
 )
-def test_an_answer_that_was_cut_raises(stub_only, place, fault, raises):
+def test_an_answer_that_was_cut_raises(stub_only, place, fault):
     # Straight at Ollama, `no-done` passes for a whole answer: this client does not miss the last record.
     place.stub.fault(path="/api/chat", **fault)
     chunks = []
-    with pytest.raises(raises):
+    with pytest.raises(ollama.ResponseError):
         read_into(chunks, chat_stream(place.client))
     assert chunks and not chunks[-1].done
+    # The client leaves on the error line; the job has failed all the same.
+    place.wait_for_count("failed", 1)
     assert chat(place.client).done
-    assert place.status_json()["since_start"]["done"] == 1
 
 
 def test_an_unstreamed_answer_that_was_cut_is_made_again(stub_only, place):
@@ -470,34 +470,30 @@ def test_a_token_is_asked_for_and_kept_from_ollama(places):
 # The reason for foreman.
 
 
-def two_models_by_turns(client, threads=4, jobs=4):
-    """Several clients, each asking two models by turns, all at once; the number of jobs."""
-    start = threading.Barrier(threads)
-
-    def run(number):
-        start.wait()
-        for turn in range(jobs):
-            model = ["llama3", "qwen3"][(number + turn) % 2]
-            assert chat(client, text=f"{number} {turn}", model=model).done
-
-    with ThreadPoolExecutor(max_workers=threads) as executor:
-        list(executor.map(run, range(threads)))
-    return threads * jobs
+def two_models_by_turns(place, client, arrived):
+    """Many clients ask two models by turns while the first model still loads; returns the jobs and what they cost."""
+    jobs = 16
+    place.stub.fault("slow_load", ms=1_500)
+    before, arrived_before = place.stub.counts(), arrived()
+    with ThreadPoolExecutor(max_workers=jobs) as executor:
+        futures = []
+        for number in range(jobs):
+            model = ["llama3", "qwen3"][number % 2]
+            futures.append(executor.submit(chat, client, text=f"job {number}", model=model))
+            # One after the other, so that the order is the same both ways.
+            wanted = arrived_before + len(futures)
+            until(arrived, lambda seen: seen >= wanted, f"the arrival of job {number}")
+    assert all(future.result().done for future in futures)
+    after = place.stub.counts()
+    return jobs, {name: after[name] - before[name] for name in ("loads", "evictions")}
 
 
 def test_two_models_by_turns_cost_fewer_loads_than_jobs(stub_only, place):
-    def measured(client):
-        before = place.stub.counts()
-        jobs = two_models_by_turns(client)
-        after = place.stub.counts()
-        return jobs, {name: after[name] - before[name] for name in ("loads", "evictions")}
-
-    jobs, direct = measured(place.direct)
-    _, through = measured(place.client)
+    jobs, direct = two_models_by_turns(place, place.direct, lambda: place.stub.counts()["requests"])
+    _, through = two_models_by_turns(place, place.client, lambda: sum(place.status()["stored"].values()))
     print(f"{jobs} jobs: straight {direct}, through foreman {through}")
-    assert through["loads"] < jobs
-    assert through["loads"] < direct["loads"]
-    assert through["evictions"] == 0
+    assert through["loads"] < direct["loads"] <= jobs
+    assert through == {"loads": 2, "evictions": 0}
 
 
 def test_jobs_survive_a_kill_of_foreman(stub_only, places):

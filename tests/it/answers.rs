@@ -59,7 +59,7 @@ async fn a_stalled_client_never_holds_ollama_up() {
     assert!(answer.streamed_text() == expected, "{} bytes", answer.body.len());
 }
 
-/// Beyond FOREMAN_ANSWER_MAX an answer fails in-band; the upstream is not read on.
+/// Beyond `FOREMAN_ANSWER_MAX` an answer fails in-band; the upstream is not read on.
 #[tokio::test]
 async fn an_answer_beyond_the_limit_fails_in_band() {
     let stub = Stub::start(stub_config(&["a"])).await;

@@ -69,7 +69,7 @@ async fn the_embedder_is_warmed_at_start_and_after_the_upstream_returned() {
     stub.wait_until(|snapshot| snapshot.is_resident("embed:latest")).await;
 }
 
-/// keep_alive is cut out of embeds too; nothing else is touched.
+/// `keep_alive` is cut out of embeds too; nothing else is touched.
 #[tokio::test]
 async fn keep_alive_is_cut_out_of_embeds() {
     let stub = Stub::start(two_slots()).await;
@@ -83,7 +83,7 @@ async fn keep_alive_is_cut_out_of_embeds() {
     assert!(String::from_utf8_lossy(&sent.body).contains(r#""input":["a","é"]"#));
 }
 
-/// No more in flight than FOREMAN_EMBED_PARALLEL; the rest waits in memory and is served.
+/// No more in flight than `FOREMAN_EMBED_PARALLEL`; the rest waits in memory and is served.
 #[tokio::test]
 async fn embeds_in_flight_are_capped() {
     let mut config = two_slots();

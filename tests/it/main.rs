@@ -12,8 +12,15 @@
 mod harness;
 
 mod answers;
+mod bad_input;
+mod crash;
 mod embeds;
 mod equality;
 mod failure;
 mod leaving;
+mod pass;
 mod queue;
+mod replay;
+mod status;
+mod stopping;
+mod whom;

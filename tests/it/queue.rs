@@ -70,7 +70,7 @@ async fn jobs_over_two_models_drain_with_one_swap() {
     assert_eq!(served(&stub), ["a", "a", "a", "a", "a", "b", "b", "b", "b", "b"]);
 }
 
-/// Spellings of one model are one load key; another num_ctx is another.
+/// Spellings of one model are one load key; another `num_ctx` is another.
 #[tokio::test]
 async fn the_drain_is_by_load_key_not_by_the_name_as_written() {
     let stub = Stub::start(stub_config(&["a"])).await;
@@ -148,7 +148,7 @@ async fn a_transcription_is_keyed_by_its_form() {
     assert_eq!(foreman.status().await["resident"][0]["key"], "a:latest");
 }
 
-/// keep_alive is foreman's: it pins once with a number, and cuts the member out of every job.
+/// `keep_alive` is foreman's: it pins once with a number, and cuts the member out of every job.
 #[tokio::test]
 async fn keep_alive_is_cut_out_and_the_pin_is_foremans() {
     let stub = Stub::start(stub_config(&["a"])).await;
@@ -180,7 +180,7 @@ async fn a_job_with_keep_alive_zero_releases_its_key_once_dry() {
     stub.wait_until(|snapshot| snapshot.resident.is_empty() && snapshot.counts.unloads == 1).await;
 }
 
-/// FOREMAN_KEEP_ALIVE: the release of an idle model is foreman's own unload.
+/// `FOREMAN_KEEP_ALIVE`: the release of an idle model is foreman's own unload.
 #[tokio::test]
 async fn an_idle_model_is_released_after_the_configured_time() {
     let stub = Stub::start(stub_config(&["a"])).await;

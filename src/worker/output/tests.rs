@@ -1,5 +1,7 @@
 //! The promises of an output: hidden until shown, the same bytes for every follower, in memory or from the file.
 
+#![expect(clippy::disallowed_methods, reason = "a test ends with its runtime, and all its tasks")]
+
 use super::*;
 
 fn output(folder: &tempfile::TempDir, bytes_max: u64) -> Arc<Output> {

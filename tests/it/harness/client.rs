@@ -108,6 +108,19 @@ pub(crate) async fn open(
     request: Request<Full<Bytes>>,
 ) -> Result<Stream, hyper::Error> {
     let stream = TcpStream::connect(addr).await.expect("cannot connect");
+    exchange(stream, request).await
+}
+
+/// The same where foreman may be dead, or die before the answer begins: then there is none.
+pub(crate) async fn try_open(addr: SocketAddr, request: Request<Full<Bytes>>) -> Option<Stream> {
+    let stream = TcpStream::connect(addr).await.ok()?;
+    exchange(stream, request).await.ok()
+}
+
+async fn exchange(
+    stream: TcpStream,
+    request: Request<Full<Bytes>>,
+) -> Result<Stream, hyper::Error> {
     stream.set_nodelay(true).unwrap();
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let connection = Connection(tokio::spawn(async move {

@@ -4,55 +4,117 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Stdio;
 
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::net::TcpStream;
+use tokio::process::{Child, ChildStderr, Command};
+use tokio::task::JoinHandle;
 
 use super::DEADLINE;
 
-/// A running `foreman serve`. Killed when dropped.
+/// A running `foreman serve`. Killed when dropped. Waiting for its end panics on errors in its log: an
+/// error is what somebody must act on, and no test here gives it a reason for one.
 pub(crate) struct Daemon {
     pub(crate) addr: SocketAddr,
     child: Child,
+    /// Reads its log to the end, or it would stall on a full pipe; returns the errors.
+    reading: JoinHandle<Vec<String>>,
 }
 
 impl Daemon {
     /// Starts it on a free port and waits until it serves.
     pub(crate) async fn start(url: &str, db: &Path, flags: &[&str]) -> Daemon {
+        let mut starting = Starting::begin(url, db, flags);
+        let addr = starting.serves().await;
+        starting.into_daemon(addr)
+    }
+
+    /// Its process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id().unwrap()
+    }
+
+    /// kill -9. Returns when the process is gone, and its lock on the database with it.
+    pub(crate) async fn kill(mut self) {
+        self.child.kill().await.unwrap();
+        without_errors(self.reading).await;
+    }
+
+    /// SIGTERM.
+    pub(crate) fn terminate(&self) {
+        let pid = self.pid().to_string();
+        let sent = std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    /// Waits until it takes no more connections: the drain has begun.
+    pub(crate) async fn refuses(&self) {
+        let refused = async { while TcpStream::connect(self.addr).await.is_ok() {} };
+        tokio::time::timeout(DEADLINE, refused).await.expect("it still takes connections");
+    }
+
+    /// Waits for its end; its exit code.
+    pub(crate) async fn ended(mut self) -> Option<i32> {
+        let status = tokio::time::timeout(DEADLINE, self.child.wait()).await.unwrap().unwrap();
+        without_errors(self.reading).await;
+        status.code()
+    }
+}
+
+async fn without_errors(reading: JoinHandle<Vec<String>>) {
+    let errors = tokio::time::timeout(DEADLINE, reading).await.unwrap().unwrap();
+    assert!(errors.is_empty(), "foreman logged errors: {errors:#?}");
+}
+
+/// A `foreman serve` that may not serve yet, so that it can be killed before it does. Killed when dropped.
+pub(crate) struct Starting {
+    child: Child,
+    lines: Option<Lines<BufReader<ChildStderr>>>,
+    seen: String,
+}
+
+impl Starting {
+    /// Starts the process on a free port.
+    pub(crate) fn begin(url: &str, db: &Path, flags: &[&str]) -> Starting {
         let mut child = command(url, db, flags).spawn().unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        Starting { child, lines: Some(lines), seen: String::new() }
+    }
+
+    /// Waits until it serves; where. Cancel-safe.
+    pub(crate) async fn serves(&mut self) -> SocketAddr {
+        let lines = self.lines.as_mut().expect("it was asked before");
         let served = async {
-            let mut seen = String::new();
             while let Some(line) = lines.next_line().await.unwrap() {
                 if line.contains("foreman serves") {
                     let addr = line.split("http.addr=").nth(1).unwrap();
                     return addr.split_whitespace().next().unwrap().parse().unwrap();
                 }
-                seen.push_str(&line);
-                seen.push('\n');
+                self.seen.push_str(&line);
+                self.seen.push('\n');
             }
-            panic!("foreman did not start:\n{seen}");
+            panic!("foreman did not start:\n{}", self.seen);
         };
-        let addr = tokio::time::timeout(DEADLINE, served).await.unwrap();
-        // Its log must be read on, or it would stall on a full pipe.
-        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        Daemon { addr, child }
+        tokio::time::timeout(DEADLINE, served).await.unwrap()
     }
 
-    /// kill -9.
+    /// The daemon at that address.
+    pub(crate) fn into_daemon(mut self, addr: SocketAddr) -> Daemon {
+        let mut lines = self.lines.take().expect("it was made one before");
+        let reading = tokio::spawn(async move {
+            let mut errors = Vec::new();
+            while let Ok(Some(line)) = lines.next_line().await {
+                if line.contains(" ERROR ") || line.contains("panicked") {
+                    errors.push(line);
+                }
+            }
+            errors
+        });
+        Daemon { addr, child: self.child, reading }
+    }
+
+    /// kill -9. Returns when the process is gone.
     pub(crate) async fn kill(mut self) {
         self.child.kill().await.unwrap();
-    }
-
-    /// SIGTERM.
-    pub(crate) fn terminate(&self) {
-        let pid = self.child.id().unwrap().to_string();
-        let sent = std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap();
-        assert!(sent.success());
-    }
-
-    /// Waits for its end; its exit code.
-    pub(crate) async fn ended(mut self) -> Option<i32> {
-        tokio::time::timeout(DEADLINE, self.child.wait()).await.unwrap().unwrap().code()
     }
 }
 

@@ -49,9 +49,6 @@ pub(crate) struct Foreman {
     running: JoinHandle<Stopped>,
 }
 
-/// A setting for the tests: what a user would give as a flag.
-pub(crate) type Tweak = fn(&mut Raw);
-
 impl Foreman {
     /// Foreman in front of a stub, with fast retries and polls.
     pub(crate) async fn start(stub: &Stub) -> Foreman {
@@ -60,9 +57,14 @@ impl Foreman {
 
     /// The same with other settings.
     pub(crate) async fn start_with(stub: &Stub, tweak: impl FnOnce(&mut Raw)) -> Foreman {
+        Foreman::start_at(&stub.url(), tweak).await
+    }
+
+    /// Foreman in front of whatever is at this address.
+    pub(crate) async fn start_at(url: &str, tweak: impl FnOnce(&mut Raw)) -> Foreman {
         let folder = tempfile::tempdir().unwrap();
         let db = folder.path().join("foreman.db");
-        let mut foreman = Foreman::start_on(&stub.url(), &db, tweak).await;
+        let mut foreman = Foreman::start_on(url, &db, tweak).await;
         foreman.folder = Some(folder);
         foreman
     }

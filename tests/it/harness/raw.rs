@@ -75,6 +75,17 @@ impl RawHead {
         self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
+    /// What must be the same on both sides of a proxy: the status line and the sorted headers, less those of a hop, the
+    /// date and foreman's own.
+    pub(crate) fn end_to_end(&self) -> (String, Vec<(String, String)>) {
+        let is_hop =
+            |name: &str| matches!(name, "date" | "connection" | "keep-alive" | "transfer-encoding");
+        let mut headers = self.headers.clone();
+        headers.retain(|(name, _)| !is_hop(name) && !name.starts_with("x-foreman-"));
+        headers.sort();
+        (self.status_line.clone(), headers)
+    }
+
     /// How the body of this answer to `method` ends.
     pub(crate) fn framing(&self, method: &str) -> Framing {
         if method == "HEAD" || matches!(self.status(), 100..=199 | 204 | 304) {

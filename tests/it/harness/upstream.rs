@@ -134,12 +134,14 @@ async fn serve(mut stream: TcpStream, world: World) -> io::Result<()> {
             drop(world.asked.send(Asked { head, body, stream }).await);
             return Ok(());
         }
-        let answer = world.answer(&head, &body).to_string();
+        let (status, answer) = match world.answer(&head, &body) {
+            Some(value) => ("200 OK", value.to_string()),
+            None => ("404 Not Found", "404 page not found".to_owned()),
+        };
         let length = answer.len();
-        let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json; charset=utf-8";
-        stream
-            .write_all(format!("{head}\r\nContent-Length: {length}\r\n\r\n{answer}").as_bytes())
-            .await?;
+        let head = format!("HTTP/1.1 {status}\r\nContent-Type: application/json; charset=utf-8");
+        let bytes = format!("{head}\r\nContent-Length: {length}\r\n\r\n{answer}");
+        stream.write_all(bytes.as_bytes()).await?;
     }
 }
 
@@ -169,24 +171,18 @@ async fn read_body(stream: &mut TcpStream, head: &str, body: &mut Vec<u8>) -> io
 }
 
 impl World {
-    /// What Ollama would answer to one of foreman's own calls.
-    fn answer(&self, head: &str, body: &[u8]) -> Value {
-        let target = head.split(' ').nth(1).unwrap_or_default();
+    /// What Ollama would answer to one of foreman's own calls; `None` is a 404.
+    fn answer(&self, head: &str, body: &[u8]) -> Option<Value> {
         let mut resident = self.resident.lock().unwrap();
-        match target {
-            "/" => json!("Ollama is running"),
-            "/api/version" => json!({ "version": "0.32.0" }),
-            "/api/tags" => self.tags.clone(),
+        match head.split(' ').nth(1).unwrap_or_default() {
+            "/" => Some(json!("Ollama is running")),
+            "/api/version" => Some(json!({ "version": "0.32.0" })),
+            "/api/tags" => Some(self.tags.clone()),
             "/api/ps" => {
                 let is_resident =
                     |entry: &&Value| resident.iter().any(|name| entry["name"] == **name);
-                let models: Vec<&Value> = self.tags["models"]
-                    .as_array()
-                    .into_iter()
-                    .flatten()
-                    .filter(is_resident)
-                    .collect();
-                json!({ "models": models })
+                let installed = self.tags["models"].as_array().into_iter().flatten();
+                Some(json!({ "models": installed.filter(is_resident).collect::<Vec<_>>() }))
             }
             "/api/generate" => {
                 let asked: Value = serde_json::from_slice(body).unwrap();
@@ -195,9 +191,9 @@ impl World {
                 let is_load = asked["keep_alive"] == -1;
                 resident.extend(is_load.then(|| model.clone()));
                 let reason = if is_load { "load" } else { "unload" };
-                json!({ "model": model, "response": "", "done": true, "done_reason": reason })
+                Some(json!({ "model": model, "response": "", "done": true, "done_reason": reason }))
             }
-            other => panic!("foreman called {other} by itself"),
+            _ => None,
         }
     }
 }
