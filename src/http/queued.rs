@@ -165,6 +165,7 @@ pub(super) struct Waiter {
 impl Waiter {
     fn new(edge: &Arc<Edge>, id: JobId) -> Waiter {
         let output = edge.worker.outputs().open(id);
+        output.follow();
         Waiter { edge: Arc::clone(edge), id, output, is_waiting: true }
     }
 

@@ -90,6 +90,9 @@ struct Inner {
     file: Option<Arc<File>>,
     bytes: u64,
     is_shown: bool,
+    /// A client waits, or has waited, for it. Nobody waits for a job that a restart brought back: its stream may start
+    /// over as long as nobody does.
+    is_followed: bool,
     is_in_flight: bool,
     /// The end mark or an error record is among the bytes: what is left is framing.
     is_decided: bool,
@@ -157,7 +160,12 @@ impl Output {
         if inner.file.is_some() {
             drop(std::fs::remove_file(&self.spill_path));
         }
-        *inner = Inner { timings, is_in_flight: inner.is_in_flight, ..Inner::default() };
+        *inner = Inner {
+            timings,
+            is_in_flight: inner.is_in_flight,
+            is_followed: inner.is_followed,
+            ..Inner::default()
+        };
     }
 
     /// Sets status and headers. Still hidden.
@@ -195,9 +203,16 @@ impl Output {
         Ok(())
     }
 
-    /// Makes the answer visible from its first byte on. From here on it must not start over.
+    /// Notes that a client waits for it.
+    pub fn follow(&self) {
+        self.lock().is_followed = true;
+    }
+
+    /// Makes the answer visible from its first byte on, if anybody waits for it. From here on it must not start over.
     pub fn show(&self) {
-        self.lock().is_shown = true;
+        let mut inner = self.lock();
+        inner.is_shown |= inner.is_followed;
+        drop(inner);
         self.changed.notify_waiters();
     }
 

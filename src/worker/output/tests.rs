@@ -5,7 +5,9 @@
 use super::*;
 
 fn output(folder: &tempfile::TempDir, bytes_max: u64) -> Arc<Output> {
-    Arc::new(Output::new(folder.path().join("answers").join("one"), bytes_max))
+    let output = Output::new(folder.path().join("answers").join("one"), bytes_max);
+    output.follow();
+    Arc::new(output)
 }
 
 fn head() -> Head {
@@ -95,4 +97,16 @@ async fn a_waiting_client_is_told_of_a_refusal() {
     output.end(End::Broken(refusal.clone()));
     let Opening::Refused(told) = waiting.await.unwrap() else { panic!("no refusal") };
     assert_eq!(told, refusal);
+}
+
+#[tokio::test]
+async fn a_stream_that_nobody_follows_is_not_shown_and_may_start_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = Arc::new(Output::new(folder.path().join("one"), 1000));
+    output.begin(head());
+    output.push(Bytes::from_static(b"first try")).await.unwrap();
+    output.show();
+    assert!(!output.is_shown());
+    output.start_over(Timings::default());
+    assert_eq!(output.bytes(), 0);
 }

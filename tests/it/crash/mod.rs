@@ -102,10 +102,11 @@ async fn killed_at_random_no_acknowledged_job_is_lost_and_none_ends_twice() {
     findings.shorten();
     run.starts_ms.sort_unstable();
     let start_ms = run.starts_ms.get(run.starts_ms.len() / 2).copied().unwrap_or_default();
-    println!(
-        "kills {kills}, acknowledged {acknowledged}, lost {lost}, duplicated {duplicated}, seed {seed}"
-    );
-    println!("restart to serving: median {start_ms} ms of {} starts", run.starts_ms.len());
+    report(&format!(
+        "kills {kills}, acknowledged {acknowledged}, lost {lost}, duplicated {duplicated}, seed {seed}; \
+         start to serving: median {start_ms} ms of {}",
+        run.starts_ms.len()
+    ));
     println!("{}", load::summary(&known));
     let counts = stub.counts();
     println!(
@@ -120,6 +121,12 @@ async fn killed_at_random_no_acknowledged_job_is_lost_and_none_ends_twice() {
     assert_eq!(run.evictions, 0, "Ollama had to choose a victim by itself: {counts:?}");
     assert_eq!((counts.models_generating_max <= 1, counts.panics), (true, 0), "{counts:?}");
     stub.shutdown().await;
+}
+
+/// Prints a line past the test runner's capture: the figures of a passing run are worth reading.
+fn report(line: &str) {
+    use std::io::Write;
+    writeln!(std::io::stdout(), "{line}").unwrap();
 }
 
 /// Room for one chat model and the embedder, so that no embed pushes a chat model out.

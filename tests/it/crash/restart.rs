@@ -7,7 +7,7 @@ use std::time::Duration;
 use foreman::domain::retry::INTERRUPTIONS_MAX;
 use hyper::StatusCode;
 use serde_json::{Value, json};
-use stub_ollama::{LogEntry, Stub, expected_text};
+use stub_ollama::{Action, Fault, LogEntry, Stub, expected_text};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
@@ -289,4 +289,25 @@ async fn a_job_that_kills_the_daemon_cannot_loop() {
         (innocent.state.as_str(), innocent.attempts, innocent.interruptions),
         ("done", 1, 0)
     );
+}
+
+/// A job that a restart brought back has no client: its stream was seen by nobody, so it is tried again like any other.
+/// (It was failed at its first cut.)
+#[tokio::test]
+async fn a_resumed_stream_that_nobody_follows_is_tried_again() {
+    let place = Place::new(&["a"]).await;
+    place.stub.hold_loads();
+    let daemon = place.daemon().await;
+    let client = ask(daemon.addr, "/api/chat", chat("a", "resumed"));
+    place.stub.wait_until(|snapshot| snapshot.loading.is_some()).await;
+    daemon.kill().await;
+    assert!(client.await.unwrap().is_none());
+    place.stub.wait_until(|snapshot| snapshot.counts.aborted_loads == 1).await;
+    place.stub.faults(Fault::new(Action::EndWithoutDone(2)).path("/api/chat"));
+    let next = place.daemon().await;
+    place.stub.release_loads();
+    wait_for_done(next.addr, 1).await;
+    assert_eq!(runs(&place.stub.log(), "resumed"), 2);
+    next.terminate();
+    assert_eq!(next.ended().await, Some(0));
 }
