@@ -143,7 +143,10 @@ impl App {
         tasks.spawn(retention::run(Arc::clone(&edge)));
         tasks.spawn_vital("worker", worker.run());
         tasks.spawn_vital("accept", accept::serve(Arc::clone(&edge), listener));
-        stops.recv().await;
+        tokio::select! {
+            _ = stops.recv() => (),
+            () = tasks.draining() => (),
+        }
         tracing::info!(
             grace.s = edge.config.shutdown_grace.as_secs(),
             "stopping: no new work, finishing what runs"

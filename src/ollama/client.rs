@@ -26,6 +26,12 @@ pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
 /// A laptop that sleeps does not answer a connect at all; a live host on a home network answers in milliseconds.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
+/// A host that sleeps or loses power says no goodbye, and an unstreamed answer may be silent for minutes: the system asks
+/// the other side's kernel whether it is still there, and ends the connection after about a minute without an answer.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_RETRIES: u32 = 3;
+
 /// Idle connections are dropped after this, well within the patience of proxies that may stand in between.
 const POOL_IDLE: Duration = Duration::from_secs(30);
 
@@ -87,6 +93,9 @@ impl Ollama {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(CONNECT_LIMIT));
+        connector.set_keepalive(Some(KEEPALIVE_IDLE));
+        connector.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
+        connector.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
         let client = Client::builder(TokioExecutor::new())
             .pool_idle_timeout(POOL_IDLE)
             .pool_max_idle_per_host(POOL_IDLE_MAX)

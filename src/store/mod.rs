@@ -43,7 +43,7 @@ pub struct Store {
 struct Shared {
     writer: writer::Writer,
     readers: Mutex<Vec<Connection>>,
-    free_readers: Semaphore,
+    free_readers: Arc<Semaphore>,
     path: PathBuf,
     /// Held until the last clone is gone: a second daemon on the same database is refused.
     _lock: lock::Lock,
@@ -76,7 +76,7 @@ impl Store {
         let shared = Shared {
             writer: writer::Writer::start(connection)?,
             readers: Mutex::new(readers),
-            free_readers: Semaphore::new(READERS),
+            free_readers: Arc::new(Semaphore::new(READERS)),
             path: path.to_owned(),
             _lock: lock,
         };

@@ -120,12 +120,23 @@ async fn an_upstream_that_is_foreman_itself_is_refused() {
     let (code, _, words) =
         run(&["serve", "--addr", &free.to_string(), "--ollama-url", &url, "--db", &db]).await;
     assert_eq!(code, Some(64), "{words}");
-    // On every address, and reached by one that the configuration does not name.
-    let addr = format!("0.0.0.0:{}", free.port());
-    let url = format!("http://foreman.localhost:{}", free.port());
-    let (code, _, words) =
-        run(&["serve", "--addr", &addr, "--ollama-url", &url, "--db", &db]).await;
+    // Through something in between, which no comparison of addresses can see.
+    let between = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", between.local_addr().unwrap());
+    let forwarding = tokio::spawn(async move {
+        while let Ok((mut client, _)) = between.accept().await {
+            tokio::spawn(async move {
+                let mut server = tokio::net::TcpStream::connect(free).await?;
+                tokio::io::copy_bidirectional(&mut client, &mut server).await
+            });
+        }
+    });
+    let addr = free.to_string();
+    let arguments = ["serve", "--addr", &addr, "--ollama-url", &url, "--db", &db];
+    let refused = tokio::time::timeout(crate::harness::DEADLINE, run(&arguments)).await;
+    let (code, _, words) = refused.expect("foreman went on in front of itself");
     assert_eq!(code, Some(64), "{words}");
+    forwarding.abort();
 }
 
 /// Health and readiness, with the upstream and without.
