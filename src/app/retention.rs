@@ -58,8 +58,9 @@ async fn remove_orphans(edge: &Edge) {
     let Ok(mut entries) = tokio::fs::read_dir(&folder).await else { return };
     while let Ok(Some(entry)) = entries.next_entry().await {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let is_open = name.parse().ok().is_some_and(|id| edge.worker.outputs().find(id).is_some());
-        if !named.contains(&name) && !is_open {
+        // What is not named as a job is not foreman's.
+        let Ok(id) = name.parse() else { continue };
+        if !named.contains(&name) && edge.worker.outputs().find(id).is_none() {
             remove(&entry.path()).await;
         }
     }

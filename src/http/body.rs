@@ -12,8 +12,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::Edge;
 use super::error::Told;
 
-/// Memory for bodies that are being read, in KiB, over all clients. An admitted body is on disk and counts no more.
-pub(super) const BUDGET_KIB: usize = 512 * 1024;
+/// Memory for large bodies that are being read, over all clients; twice the largest body if that is more. An admitted body
+/// is on disk and counts no more.
+const BUDGET_BYTES: u64 = 512 * 1024 * 1024;
+
+/// The first part of each body is outside the budget: no crowd of large uploads keeps a chat of a few KiB out.
+const FREE_BYTES: u64 = 1024 * 1024;
+
+/// The unit of the budget.
+const SHARE_BYTES: u64 = 64 * 1024;
 
 /// Silence inside a body after which its client is given up. A person's upload stalls for seconds, not for a minute.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
@@ -25,10 +32,16 @@ const LINGER_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// How long that may take.
 const LINGER_MAX: Duration = Duration::from_secs(5);
 
+/// The budget, in shares.
+pub(super) fn budget(body_bytes_max: u64) -> Semaphore {
+    let shares = BUDGET_BYTES.max(body_bytes_max.saturating_mul(2)) / SHARE_BYTES;
+    Semaphore::new(usize::try_from(shares).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS))
+}
+
 /// A body in memory, with its share of the budget.
 pub(super) struct ReadBody {
     pub(super) bytes: Bytes,
-    _share: Vec<OwnedSemaphorePermit>,
+    _share: Option<OwnedSemaphorePermit>,
 }
 
 /// Reads a whole body.
@@ -42,10 +55,7 @@ pub(super) async fn read(
         linger(edge, body);
         return Err(too_large(bytes_max));
     }
-    let mut share = Vec::new();
-    if let Some(bytes) = announced {
-        share.push(take(edge, bytes)?);
-    }
+    let mut share = None;
     let mut read = BytesMut::new();
     loop {
         let frame = match tokio::time::timeout(SILENCE_MAX, body.frame()).await {
@@ -62,21 +72,37 @@ pub(super) async fn read(
             linger(edge, body);
             return Err(too_large(bytes_max));
         }
-        if announced.is_none() {
-            share.push(take(edge, u64::try_from(data.len()).unwrap_or(u64::MAX))?);
-        }
+        grow(&mut share, &edge.body_budget, size)?;
         read.extend_from_slice(&data);
     }
     Ok(ReadBody { bytes: read.freeze(), _share: share })
 }
 
-fn take(edge: &Edge, bytes: u64) -> Result<OwnedSemaphorePermit, Told> {
-    let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
-    let budget: &Arc<Semaphore> = &edge.body_budget;
-    Arc::clone(budget).try_acquire_many_owned(kib).map_err(|_| {
+/// Takes shares of the budget as the body grows. It never waits: bodies that wait for each other's shares would wait for
+/// ever.
+fn grow(
+    share: &mut Option<OwnedSemaphorePermit>,
+    budget: &Arc<Semaphore>,
+    size: u64,
+) -> Result<(), Told> {
+    let wanted = size.saturating_sub(FREE_BYTES).div_ceil(SHARE_BYTES);
+    let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
+    let more = wanted.saturating_sub(share.as_ref().map_or(0, OwnedSemaphorePermit::num_permits));
+    if more == 0 {
+        return Ok(());
+    }
+    let taken = u32::try_from(more)
+        .ok()
+        .and_then(|more| Arc::clone(budget).try_acquire_many_owned(more).ok());
+    let Some(taken) = taken else {
         let text = "too many large requests are being read at once; nothing was stored, try again";
-        Told::new(StatusCode::SERVICE_UNAVAILABLE, text).retry_after(1)
-    })
+        return Err(Told::new(StatusCode::SERVICE_UNAVAILABLE, text).retry_after(1));
+    };
+    match share {
+        Some(share) => share.merge(taken),
+        None => *share = Some(taken),
+    }
+    Ok(())
 }
 
 /// Goes on reading for a moment while the refusal is on its way: a connection closed with unread bytes is reset, and a
@@ -108,4 +134,26 @@ fn too_large(bytes_max: u64) -> Told {
 fn silent() -> Told {
     let text = format!("no byte of the request body came for {} s", SILENCE_MAX.as_secs());
     Told::new(StatusCode::REQUEST_TIMEOUT, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_bodies_are_free_and_large_ones_pay_as_they_grow() {
+        let budget = Arc::new(Semaphore::new(4));
+        let mut share = None;
+        grow(&mut share, &budget, FREE_BYTES).unwrap();
+        assert!(share.is_none());
+        grow(&mut share, &budget, FREE_BYTES + 1).unwrap();
+        grow(&mut share, &budget, FREE_BYTES + SHARE_BYTES).unwrap();
+        assert_eq!(budget.available_permits(), 3);
+        grow(&mut share, &budget, FREE_BYTES + 4 * SHARE_BYTES).unwrap();
+        assert_eq!(budget.available_permits(), 0);
+        assert!(grow(&mut share, &budget, FREE_BYTES + 5 * SHARE_BYTES).is_err());
+        grow(&mut None, &budget, FREE_BYTES).unwrap();
+        drop(share);
+        assert_eq!(budget.available_permits(), 4);
+    }
 }

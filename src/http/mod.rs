@@ -104,7 +104,7 @@ impl Edge {
             is_misled: AtomicBool::new(false),
             embeds: Arc::new(Semaphore::new(parts.config.embed_parallel)),
             embeds_waiting: AtomicU64::new(0),
-            body_budget: Arc::new(Semaphore::new(body::BUDGET_KIB)),
+            body_budget: Arc::new(body::budget(parts.config.body_max)),
             started_at_ms: parts.clock.now_ms(),
             instance: ulid::Ulid::generate().to_string(),
             config: parts.config,

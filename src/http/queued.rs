@@ -13,7 +13,7 @@ use ulid::Ulid;
 use crate::clock;
 use crate::domain::dialect::Dialect;
 use crate::domain::job::{Class, JobId};
-use crate::store::{Admission, NewJob, StoreError};
+use crate::store::{Admission, Cancellation, NewJob, StoreError};
 use crate::worker::output::{Opening, Output, Refusal};
 
 use super::body::ReadBody;
@@ -185,17 +185,18 @@ impl Drop for Waiter {
             return;
         }
         self.output.abandon();
-        let (edge, id, output) = (Arc::clone(&self.edge), self.id, Arc::clone(&self.output));
+        let (edge, id) = (Arc::clone(&self.edge), self.id);
         let tasks = edge.tasks.clone();
         tasks.spawn(async move {
             match edge.store.cancel_waiting(id, edge.clock.now_ms()).await {
-                Ok(true) => {
+                Ok(Cancellation::Cancelled) => {
                     tracing::info!(job.id = %id, "job cancelled, its client left while it waited");
                     edge.worker.count_cancelled();
                     edge.worker.outputs().forget(id);
                 }
-                // In flight or ended: the worker sees the abandoned output.
-                Ok(false) => drop(output),
+                // The worker sees the abandoned output, and forgets it in the end.
+                Ok(Cancellation::NotWaiting) => (),
+                Ok(Cancellation::Unknown) => edge.worker.outputs().forget(id),
                 Err(fault) => tracing::warn!(job.id = %id, db.error = %fault, "job not cancelled"),
             }
         });

@@ -60,6 +60,17 @@ pub enum Admission {
     },
 }
 
+/// What cancelling a waiting job came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cancellation {
+    /// It is cancelled.
+    Cancelled,
+    /// It was claimed or has ended: the worker sees to it.
+    NotWaiting,
+    /// There is no such job: it was never admitted.
+    Unknown,
+}
+
 /// A job taken by the worker, with all that is needed to run it.
 #[derive(Debug, Clone)]
 pub struct Claim {
@@ -179,11 +190,11 @@ impl Store {
         self.write(Durability::Synced, move |tx| life::finish(tx, seq, epoch, &ending, at_ms)).await
     }
 
-    /// Cancels a job that still waits. `false` if it was claimed or ended meanwhile: then the worker sees to it.
+    /// Cancels a job that still waits.
     ///
     /// # Errors
     /// Any of the store's.
-    pub async fn cancel_waiting(&self, id: JobId, at_ms: i64) -> Result<bool, StoreError> {
+    pub async fn cancel_waiting(&self, id: JobId, at_ms: i64) -> Result<Cancellation, StoreError> {
         self.write(Durability::Process, move |tx| life::cancel_waiting(tx, id, at_ms)).await
     }
 }

@@ -11,7 +11,7 @@ use crate::domain::retry::Charge;
 
 use super::answers;
 use super::error::StoreError;
-use super::jobs::{Admission, Claim, Ending, GiveBack, NewJob, QueueLimits};
+use super::jobs::{Admission, Cancellation, Claim, Ending, GiveBack, NewJob, QueueLimits};
 use super::rows::{self, HeaderList};
 
 /// Error texts are kept up to this many characters: enough for a sentence, too little for a prompt echoed back.
@@ -212,18 +212,25 @@ pub(super) fn finish(
     Ok(true)
 }
 
-pub(super) fn cancel_waiting(tx: &Connection, id: JobId, at_ms: i64) -> Result<bool, StoreError> {
+pub(super) fn cancel_waiting(
+    tx: &Connection,
+    id: JobId,
+    at_ms: i64,
+) -> Result<Cancellation, StoreError> {
     let sql = "UPDATE job SET state = 'cancelled', finished_at_ms = ?2, last_error = 'the client left while waiting'
                WHERE id = ?1 AND state = 'queued' RETURNING seq, lease_epoch";
     let cancelled: Option<(i64, i64)> = tx
         .prepare_cached(sql)?
         .query_row(params![id.to_string(), at_ms], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
-    if let Some((seq, epoch)) = cancelled {
-        let note = Note { epoch, at_ms, text: Some("the client left while waiting") };
-        record(tx, seq, Some(State::Queued), State::Cancelled, &note)?;
-    }
-    Ok(cancelled.is_some())
+    let Some((seq, epoch)) = cancelled else {
+        let is_known =
+            tx.prepare_cached("SELECT 1 FROM job WHERE id = ?1")?.exists([id.to_string()])?;
+        return Ok(if is_known { Cancellation::NotWaiting } else { Cancellation::Unknown });
+    };
+    let note = Note { epoch, at_ms, text: Some("the client left while waiting") };
+    record(tx, seq, Some(State::Queued), State::Cancelled, &note)?;
+    Ok(Cancellation::Cancelled)
 }
 
 /// The state of a job whose lease is still `epoch`.

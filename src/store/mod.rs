@@ -24,7 +24,7 @@ use tokio::sync::Semaphore;
 
 pub use answers::{Answer, AnswerBody};
 pub use error::StoreError;
-pub use jobs::{Admission, Claim, Ending, GiveBack, NewJob, QueueLimits};
+pub use jobs::{Admission, Cancellation, Claim, Ending, GiveBack, NewJob, QueueLimits};
 pub use lanes::{LaneSummary, OpenJob, Overview, ReadyLane};
 pub use recovery::Recovered;
 pub use retention::Swept;
@@ -90,7 +90,9 @@ impl Store {
 
     /// The folder beside the database that holds answers too large for a row.
     pub fn answers_folder(&self) -> PathBuf {
-        self.shared.path.with_extension("answers")
+        let mut name = self.shared.path.as_os_str().to_owned();
+        name.push(".answers");
+        PathBuf::from(name)
     }
 
     /// Runs `work` in the next write transaction and returns when that was committed (and, if asked, synced).

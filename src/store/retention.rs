@@ -8,8 +8,9 @@ use super::{Durability, Store};
 /// Jobs dropped in one write: short enough not to be felt by a waiting admission.
 const SWEEP_MAX: u32 = 200;
 
-/// Free pages given back to the file system in one write (0.8 MB).
-const VACUUM_PAGES: u32 = 200;
+/// Free pages given back to the file system in one write (8 MB): more than a sweep of small jobs frees, so that the file
+/// shrinks, and little enough to keep the write short.
+const VACUUM_PAGES: u32 = 2_000;
 
 /// What one sweep dropped.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -62,8 +63,14 @@ pub(super) fn sweep(tx: &Connection, before_ms: i64) -> Result<Swept, StoreError
     let jobs = tx
         .prepare_cached(&format!("DELETE FROM job WHERE seq IN ({old})"))?
         .execute(params![before_ms, SWEEP_MAX])?;
-    if jobs > 0 {
-        tx.execute_batch(&format!("PRAGMA incremental_vacuum({VACUUM_PAGES})"))?;
-    }
+    give_space_back(tx)?;
     Ok(Swept { jobs, files })
+}
+
+/// Gives free pages back to the file system. The pragma frees one page a step, so it is stepped to its end.
+fn give_space_back(tx: &Connection) -> Result<(), StoreError> {
+    let mut statement = tx.prepare(&format!("PRAGMA incremental_vacuum({VACUUM_PAGES})"))?;
+    let mut steps = statement.query([])?;
+    while steps.next()?.is_some() {}
+    Ok(())
 }

@@ -18,6 +18,9 @@ const SQLITE_VERSION_MIN: i32 = 3_051_003;
 /// `application_id` of a foreman database ("fman"), so that `file` and people can tell.
 const APPLICATION_ID: i32 = 0x666d_616e;
 
+/// Pages in the write-ahead log (16 MB) at which SQLite folds it in by itself.
+const LOG_PAGES_MAX: i64 = 4_000;
+
 /// The log is cut back to this after it has grown beyond it.
 const JOURNAL_BYTES_MAX: i64 = 64 * 1024 * 1024;
 
@@ -125,8 +128,9 @@ pub(super) fn prepare(connection: &Connection) -> Result<(), StoreError> {
     // On macOS a plain fsync does not reach the platter.
     connection.pragma_update(None, "fullfsync", "ON")?;
     connection.pragma_update(None, "checkpoint_fullfsync", "ON")?;
-    // The writer checkpoints by itself, after the answers are out.
-    connection.pragma_update_and_check(None, "wal_autocheckpoint", 0, |_| Ok(()))?;
+    // The writer checkpoints by itself, after the answers are out; this bounds the log between two of those when bodies
+    // are large.
+    connection.pragma_update_and_check(None, "wal_autocheckpoint", LOG_PAGES_MAX, |_| Ok(()))?;
     connection.pragma_update_and_check(
         None,
         "journal_size_limit",

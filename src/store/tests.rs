@@ -175,9 +175,11 @@ async fn only_a_waiting_job_can_be_cancelled() {
     store.admit(gone.clone(), LIMITS, 1).await.unwrap();
     store.admit(taken.clone(), LIMITS, 1).await.unwrap();
     claim(&store, "b", 2).await;
-    assert!(store.cancel_waiting(gone.id, 3).await.unwrap());
-    assert!(!store.cancel_waiting(gone.id, 3).await.unwrap());
-    assert!(!store.cancel_waiting(taken.id, 3).await.unwrap());
+    let cancel = async |id| store.cancel_waiting(id, 3).await.unwrap();
+    assert_eq!(cancel(gone.id).await, Cancellation::Cancelled);
+    assert_eq!(cancel(gone.id).await, Cancellation::NotWaiting);
+    assert_eq!(cancel(taken.id).await, Cancellation::NotWaiting);
+    assert_eq!(cancel(JobId(Ulid::generate())).await, Cancellation::Unknown);
     assert_eq!(store.ready_lanes(10).await.unwrap(), []);
 }
 
@@ -279,4 +281,28 @@ async fn questions_whose_askers_leave_take_no_reader_away() {
         drop(held);
         assert_eq!(answered.await.unwrap(), []);
     }
+}
+
+/// Space comes back: the file is smaller after its jobs were dropped.
+#[tokio::test]
+async fn swept_jobs_give_their_space_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(&folder.path().join("a.db"), 0).unwrap();
+    for _ in 0..20 {
+        let large = NewJob { body: Bytes::from(vec![b'x'; 100_000]), ..job("a") };
+        let limits = QueueLimits { jobs_max: 100, bytes_max: 100_000_000 };
+        store.admit(large, limits, 1).await.unwrap();
+        let taken = claim(&store, "a", 2).await;
+        assert!(store.finish(taken.seq, taken.lease_epoch, done(), 3).await.unwrap());
+    }
+    let pages = async || {
+        store
+            .read(|tx| Ok(tx.query_row("PRAGMA page_count", [], |row| row.get::<_, i64>(0))?))
+            .await
+            .unwrap()
+    };
+    let before = pages().await;
+    assert_eq!(store.sweep(100).await.unwrap().jobs, 20);
+    let after = pages().await;
+    assert!(after * 4 < before, "{after} pages of {before} are left");
 }

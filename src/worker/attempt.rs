@@ -118,7 +118,7 @@ impl Worker {
             Err(fault) => return self.send_fault(&fault).await,
         };
         let head = head_of(&response);
-        let kind = answer_kind(claim.dialect, response.headers());
+        let kind = answer_kind(claim, response.headers());
         let is_error = !response.status().is_success();
         output.begin(head);
         let body = response.into_body();
@@ -202,12 +202,14 @@ impl Worker {
             }
         };
         let is_framed = ended.is_none();
+        // An unstreamed native answer says so itself, however large it is.
+        let is_half = scanner.done_member() == Some(false);
         match scanner.finish() {
             Verdict::Error(text) => {
                 Conclusion::Told { fault: Fault::Told(told_by_text(&text)), text }
             }
             // The end mark was seen: the answer is whole even if the connection broke after it.
-            Verdict::Whole if is_stream || is_framed => Conclusion::Whole,
+            Verdict::Whole if is_stream || (is_framed && !is_half) => Conclusion::Whole,
             Verdict::Whole | Verdict::Cut | Verdict::Malformed => match ended {
                 Some(ended) => self.ended(ended).await,
                 None => truncated(),
@@ -299,19 +301,26 @@ fn head_of(response: &Response<Incoming>) -> Head {
     Head { status: response.status().as_u16(), headers }
 }
 
-/// By what mark this answer is whole. Not by what was asked for: Ollama answers a load request in a stream's place with
-/// one JSON object.
-fn answer_kind(dialect: Dialect, headers: &HeaderMap) -> AnswerKind {
+/// By what mark this answer is whole. Not only by what was asked for: Ollama answers a load request in a stream's place with
+/// one JSON object. But whatever else comes in the place of an answer (a portal's page, nothing at all) is none.
+fn answer_kind(claim: &Claim, headers: &HeaderMap) -> AnswerKind {
+    if claim.kind == Kind::Opaque || claim.dialect == Dialect::Transcription {
+        return AnswerKind::Opaque;
+    }
     let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let essence = content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim();
-    match (essence, dialect) {
-        ("application/x-ndjson", _) => AnswerKind::NativeStream,
-        ("text/event-stream", Dialect::Responses) => AnswerKind::ResponsesStream,
-        ("text/event-stream", Dialect::Messages) => AnswerKind::MessagesStream,
-        ("text/event-stream", Dialect::OpenAiChat | Dialect::OpenAiCompletions) => {
-            AnswerKind::OpenAiStream
-        }
-        ("application/json", _) => AnswerKind::JsonBody,
-        _ => AnswerKind::Opaque,
+    if essence == "application/json" || !claim.is_streamed {
+        return AnswerKind::JsonBody;
+    }
+    match claim.dialect {
+        Dialect::Responses => AnswerKind::ResponsesStream,
+        Dialect::Messages => AnswerKind::MessagesStream,
+        Dialect::OpenAiChat | Dialect::OpenAiCompletions => AnswerKind::OpenAiStream,
+        Dialect::Chat
+        | Dialect::Generate
+        | Dialect::Embed
+        | Dialect::Embeddings
+        | Dialect::OpenAiEmbeddings
+        | Dialect::Transcription => AnswerKind::NativeStream,
     }
 }

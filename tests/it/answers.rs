@@ -90,7 +90,7 @@ async fn a_large_unstreamed_answer_is_whole() {
     assert!(answer.is_whole);
     let text = answer.json()["response"].as_str().unwrap().to_owned();
     assert!(text == stub_ollama::expected_text("a:latest", "x", None, 150_000));
-    let folder = foreman.db().with_extension("answers");
+    let folder = foreman.db().with_extension("db.answers");
     let kept: Vec<_> = std::fs::read_dir(folder).unwrap().collect();
     assert_eq!(kept.len(), 1);
     let kept = std::fs::read(kept[0].as_ref().unwrap().path()).unwrap();
