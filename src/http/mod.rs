@@ -69,6 +69,8 @@ pub struct Edge {
     embeds: Arc<Semaphore>,
     /// Embeds that wait for a place.
     embeds_waiting: AtomicU64,
+    /// Status documents being made: a crowd that asks must not take the worker's readers away.
+    status_places: Semaphore,
     /// Memory for request bodies that are being read.
     body_budget: Arc<Semaphore>,
 }
@@ -104,6 +106,7 @@ impl Edge {
             is_misled: AtomicBool::new(false),
             embeds: Arc::new(Semaphore::new(parts.config.embed_parallel)),
             embeds_waiting: AtomicU64::new(0),
+            status_places: Semaphore::new(own::STATUS_AT_ONCE),
             body_budget: Arc::new(body::budget(parts.config.body_max)),
             started_at_ms: parts.clock.now_ms(),
             instance: ulid::Ulid::generate().to_string(),

@@ -9,15 +9,19 @@ use serde_json::{Value, json};
 
 use crate::domain::route::Own;
 use crate::ollama::client::full_body;
+use crate::store::{READERS, StoreError};
 
 use super::{Edge, Response, status};
+
+/// Status documents made at once: one reader fewer than the store has.
+pub(super) const STATUS_AT_ONCE: usize = READERS - 1;
 
 /// Answers a request to foreman itself.
 pub(super) async fn answer(edge: &Arc<Edge>, own: Own, method: &Method) -> Response {
     let (code, value) = match own {
         Own::Health => (StatusCode::OK, health(edge)),
         Own::Ready => ready(edge),
-        Own::Status => match status::status(edge).await {
+        Own::Status => match status_in_turn(edge).await {
             Ok(value) => (StatusCode::OK, value),
             Err(fault) => {
                 tracing::error!(db.error = %fault, "the status could not be read");
@@ -34,6 +38,12 @@ pub(super) async fn answer(edge: &Arc<Edge>, own: Own, method: &Method) -> Respo
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
+}
+
+/// The status document, when it is this asker's turn.
+async fn status_in_turn(edge: &Edge) -> Result<Value, StoreError> {
+    let _place = edge.status_places.acquire().await.map_err(|_| StoreError::Closed)?;
+    status::status(edge).await
 }
 
 /// 200 while the process serves; `degraded` while the upstream does not.

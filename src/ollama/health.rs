@@ -62,6 +62,13 @@ impl Health {
         drop(state.wait_for(|state| matches!(state, Upstream::Up { .. })).await);
     }
 
+    /// Returns when the upstream went away and has come back. Cancel-safe.
+    pub async fn returned(&self) {
+        let mut state = self.state.subscribe();
+        drop(state.wait_for(|state| matches!(state, Upstream::Down { .. })).await);
+        self.up().await;
+    }
+
     /// Tells that a connection could not be made: the upstream counts as down until a probe succeeds.
     pub fn lost(&self, reason: &str, now_ms: i64) {
         self.go_down(reason, now_ms);

@@ -31,8 +31,8 @@ pub use retention::Swept;
 pub use rows::HeaderList;
 pub use writer::Durability;
 
-/// How many read-only connections there are: one for the worker's decisions, the others for status.
-const READERS: usize = 3;
+/// How many read-only connections there are. Who asks on behalf of clients leaves one for the worker's decisions.
+pub const READERS: usize = 3;
 
 /// The open database of one daemon. Cloning is cheap; all clones share the writer.
 #[derive(Clone)]

@@ -36,6 +36,10 @@ const ERROR_BYTES_MAX: u64 = 1024 * 1024;
 /// A stream whose first record is not complete after this many bytes is shown all the same.
 const HIDDEN_BYTES_MAX: u64 = 256 * 1024;
 
+/// How long an answer may stay silent after its upstream was away and came back. A stream that survived goes on at once;
+/// an unstreamed answer that survived is lost to this and made anew, which is safe.
+const RETURN_GRACE: Duration = Duration::from_secs(10);
+
 /// After the end mark, how long the end of the HTTP message is waited for: it only decides whether the connection can be
 /// used again.
 const FRAMING_LIMIT: Duration = Duration::from_secs(1);
@@ -61,6 +65,10 @@ impl Worker {
                 Conclusion::Stopped("foreman was stopped before the answer was whole".to_owned())
             }
             () = output.abandoned() => Conclusion::Abandoned,
+            () = self.left_behind(output) => {
+                let text = "ollama went away while the job ran, and came back without it".to_owned();
+                Conclusion::failed(Fault::UpstreamDied, 502, text)
+            }
             conclusion = self.exchange(claim, output, body) => conclusion,
         };
         if let Some(key) = key {
@@ -70,6 +78,20 @@ impl Worker {
             }
         }
         conclusion
+    }
+
+    /// Returns when the upstream went away and came back, and nothing more of this answer came after that. A host that sleeps
+    /// or a network that breaks leaves a connection that looks open and never says anything again; without this an
+    /// unstreamed job would hold the worker for ever.
+    async fn left_behind(&self, output: &Output) {
+        loop {
+            self.tools.health.returned().await;
+            let bytes = output.bytes();
+            tokio::time::sleep(self.settings.idle_limit.min(RETURN_GRACE)).await;
+            if output.bytes() == bytes {
+                return;
+            }
+        }
     }
 
     /// The original bytes, minus every top-level `keep_alive`: repeated on a busy runner it can deadlock Ollama. What the

@@ -1,8 +1,14 @@
 //! What foreman does when the upstream fails: tried again while nobody has seen a byte, told in-band after that, and an
 //! upstream that is away costs no job anything.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 use stub_ollama::{Action, Cut, Fault, Stage, Stub};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 
 use crate::harness::client::{Answer, chat, chat_unstreamed, post, post_stream};
 use crate::harness::{Foreman, stub_config};
@@ -311,4 +317,86 @@ async fn a_victim_that_stays_stops_the_swap() {
     let answer = post(foreman.addr, "/api/chat", &chat("b", "x")).await;
     assert!(answer.status == 200 && answer.is_whole, "{}", answer.text());
     assert_eq!((stub.counts().evictions, stub.counts().loads), (0, 2));
+}
+
+/// A network between foreman and the stub that can break: open connections then stay open and carry nothing ever again,
+/// and new ones are closed at once.
+struct Network {
+    addr: SocketAddr,
+    /// Counts breaks; odd while it is broken.
+    breaks: Arc<watch::Sender<u32>>,
+}
+
+impl Network {
+    async fn to(server: SocketAddr) -> Network {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let breaks = Arc::new(watch::Sender::new(0));
+        let seen = Arc::clone(&breaks);
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                if *seen.borrow() % 2 == 0 {
+                    tokio::spawn(carry(client, server, seen.subscribe()));
+                }
+            }
+        });
+        Network { addr, breaks }
+    }
+
+    fn toggle(&self) {
+        self.breaks.send_modify(|breaks| *breaks += 1);
+    }
+}
+
+async fn carry(mut client: TcpStream, server: SocketAddr, mut breaks: watch::Receiver<u32>) {
+    breaks.mark_unchanged();
+    let mut server = TcpStream::connect(server).await.unwrap();
+    let (mut up, mut down) = ([0; 4096], [0; 4096]);
+    loop {
+        tokio::select! {
+            biased;
+            _ = breaks.changed() => std::future::pending::<()>().await,
+            read = client.read(&mut up) => match read {
+                Ok(bytes) if bytes > 0 => server.write_all(&up[..bytes]).await.unwrap(),
+                _ => return,
+            },
+            read = server.read(&mut down) => match read {
+                Ok(bytes) if bytes > 0 && client.write_all(&down[..bytes]).await.is_ok() => (),
+                _ => return,
+            },
+        }
+    }
+}
+
+/// A host that went to sleep under an unstreamed job: its connection looks open and never says anything again. Once the
+/// upstream is back the job is run anew, and the next one too. (It held the worker for ever.)
+#[tokio::test]
+async fn a_job_left_behind_by_its_upstream_is_run_anew() {
+    let stub = Stub::start(stub_config(&["a"])).await;
+    let network = Network::to(stub.addr()).await;
+    let url = format!("http://{}", network.addr);
+    let folder = tempfile::tempdir().unwrap();
+    let tweak = |raw: &mut foreman::config::Raw| {
+        raw.idle_limit = Some("200ms".to_owned());
+        raw.poll_interval = Some("50ms".to_owned());
+        raw.max_attempts = Some("1".to_owned());
+    };
+    let foreman =
+        Foreman::start_on(&url, &folder.path().join("foreman.db"), tweak).await.up().await;
+    stub.hold_tokens();
+    let addr = foreman.addr;
+    let first =
+        tokio::spawn(async move { post(addr, "/api/chat", &chat_unstreamed("a", "one")).await });
+    stub.wait_until(|snapshot| snapshot.generating.len() == 1).await;
+    let second =
+        tokio::spawn(async move { post(addr, "/api/chat", &chat_unstreamed("a", "two")).await });
+    foreman.wait_for_depth(1).await;
+    network.toggle();
+    foreman.wait_for(|status| status["upstream"]["state"] == "down").await;
+    network.toggle();
+    stub.release_tokens();
+    for client in [first, second] {
+        let answer = client.await.unwrap();
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
 }
