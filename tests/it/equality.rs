@@ -582,7 +582,8 @@ async fn an_error_of_any_status_reaches_the_client_as_it_was() {
         let fault = Action::Answer {
             status,
             text: "told <so> & \"thus\"".to_owned(),
-            retry_after_seconds: Some(7),
+            // Foreman waits as long as it is told to before it tries again.
+            retry_after_seconds: Some(0),
             stage: Stage::AfterLoad,
         };
         let fault = Fault::new(fault).forever();

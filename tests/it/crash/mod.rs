@@ -126,7 +126,7 @@ async fn killed_at_random_no_acknowledged_job_is_lost_and_none_ends_twice() {
 /// Prints a line past the test runner's capture: the figures of a passing run are worth reading.
 fn report(line: &str) {
     use std::io::Write;
-    writeln!(std::io::stdout(), "{line}").unwrap();
+    std::io::stdout().write_all(format!("{line}\n").as_bytes()).unwrap();
 }
 
 /// Room for one chat model and the embedder, so that no embed pushes a chat model out.
