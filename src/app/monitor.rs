@@ -63,9 +63,8 @@ async fn is_itself(edge: &Edge) -> bool {
     health["instance"] == edge.instance.as_str()
 }
 
-/// Its runners may be gone with it: what was known of its memory is asked again, and the embedder is warmed.
+/// What it has may have changed, and the embedder is warmed. That its runners may be gone with it, the worker knows.
 async fn came_up(edge: &Edge) {
-    edge.residency.clear();
     if !edge.inventory.refresh().await {
         tracing::warn!("ollama is up but does not list its models");
     }

@@ -53,16 +53,22 @@ async fn sweep(edge: &Edge) -> bool {
 /// Removes files that a crash left between the file and its row.
 async fn remove_orphans(edge: &Edge) {
     let folder = edge.store.answers_folder();
-    let Ok(named) = edge.store.answer_files().await else { return };
-    let named: HashSet<String> = named.into_iter().collect();
     let Ok(mut entries) = tokio::fs::read_dir(&folder).await else { return };
+    let mut orphans = Vec::new();
     while let Ok(Some(entry)) = entries.next_entry().await {
         let name = entry.file_name().to_string_lossy().into_owned();
-        // What is not named as a job is not foreman's.
-        let Ok(id) = name.parse() else { continue };
-        if !named.contains(&name) && edge.worker.outputs().find(id).is_none() {
-            remove(&entry.path()).await;
+        // What is not named as a job is not foreman's; what an open job writes is no orphan.
+        if let Ok(id) = name.parse()
+            && edge.worker.outputs().find(id).is_none()
+        {
+            orphans.push(name);
         }
+    }
+    // After the folder: a file that got its row meanwhile is named by now.
+    let Ok(named) = edge.store.answer_files().await else { return };
+    let named: HashSet<String> = named.into_iter().collect();
+    for orphan in orphans.iter().filter(|name| !named.contains(*name)) {
+        remove(&folder.join(orphan)).await;
     }
 }
 

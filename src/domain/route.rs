@@ -22,8 +22,10 @@ pub enum Route {
 pub enum Effect {
     /// Nothing foreman keeps track of.
     None,
-    /// The list of installed models (pull, create, copy).
+    /// The list of installed models (pull). A pull often changes nothing, and takes minutes: nothing waits for it.
     Inventory,
+    /// What a name stands for (create, copy): the runner of what it stood for would stay resident.
+    Replacement,
     /// Removes a model, whose runner would stay resident and could then not be unloaded by name.
     Removal,
 }
@@ -56,7 +58,8 @@ pub fn route(method: &str, path: &str) -> Route {
         ("POST", "/api/embeddings") => Route::Embed(Dialect::Embeddings),
         ("POST", "/v1/embeddings") => Route::Embed(Dialect::OpenAiEmbeddings),
         ("DELETE", "/api/delete") => Route::Pass(Effect::Removal),
-        ("POST", "/api/pull" | "/api/create" | "/api/copy") => Route::Pass(Effect::Inventory),
+        ("POST", "/api/pull") => Route::Pass(Effect::Inventory),
+        ("POST", "/api/create" | "/api/copy") => Route::Pass(Effect::Replacement),
         ("GET" | "HEAD", "/healthz") => Route::Own(Own::Health),
         ("GET" | "HEAD", "/readyz") => Route::Own(Own::Ready),
         ("GET" | "HEAD", "/status") => Route::Own(Own::Status),
@@ -75,7 +78,9 @@ pub fn allowed_methods(path: &str) -> Option<&'static str> {
         _ if path.starts_with("/api/blobs/") => Some("POST, HEAD"),
         _ if path.starts_with("/v1/models/") => Some("GET"),
         _ => match route("POST", path) {
-            Route::Queued(_) | Route::Embed(_) | Route::Pass(Effect::Inventory) => Some("POST"),
+            Route::Queued(_)
+            | Route::Embed(_)
+            | Route::Pass(Effect::Inventory | Effect::Replacement) => Some("POST"),
             Route::Pass(Effect::None | Effect::Removal) | Route::Own(_) => None,
         },
     }
@@ -135,6 +140,7 @@ mod tests {
     fn what_changes_the_inventory_is_known() {
         assert_eq!(route("DELETE", "/api/delete"), Route::Pass(Effect::Removal));
         assert_eq!(route("POST", "/api/pull"), Route::Pass(Effect::Inventory));
+        assert_eq!(route("POST", "/api/copy"), Route::Pass(Effect::Replacement));
         assert_eq!(route("POST", "/api/push"), Route::Pass(Effect::None));
     }
 }

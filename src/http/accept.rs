@@ -45,7 +45,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub async fn serve(edge: Arc<Edge>, listener: TcpListener) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let place = tokio::select! {
+            place = Arc::clone(&places).acquire_owned() => place,
+            () = edge.tasks.draining() => return,
+        };
+        let Ok(place) = place else { return };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = edge.tasks.draining() => return,

@@ -64,7 +64,10 @@ pub(super) async fn read(
                 return Err(Told::new(StatusCode::BAD_REQUEST, "the request body broke off"));
             }
             Ok(None) => break,
-            Err(_) => return Err(silent()),
+            Err(_) => {
+                linger(edge, body);
+                return Err(silent());
+            }
         };
         let Ok(data) = frame.into_data() else { continue };
         let size = u64::try_from(read.len() + data.len()).unwrap_or(u64::MAX);
@@ -72,7 +75,10 @@ pub(super) async fn read(
             linger(edge, body);
             return Err(too_large(bytes_max));
         }
-        grow(&mut share, &edge.body_budget, size)?;
+        if let Err(told) = grow(&mut share, &edge.body_budget, size) {
+            linger(edge, body);
+            return Err(told);
+        }
         read.extend_from_slice(&data);
     }
     Ok(ReadBody { bytes: read.freeze(), _share: share })
@@ -107,7 +113,10 @@ fn grow(
 
 /// Goes on reading for a moment while the refusal is on its way: a connection closed with unread bytes is reset, and a
 /// client that sends before it reads would never see the refusal.
-fn linger(edge: &Edge, mut body: Incoming) {
+pub(super) fn linger(edge: &Edge, mut body: Incoming) {
+    if body.is_end_stream() {
+        return;
+    }
     edge.tasks.spawn(async move {
         let discard = async {
             let mut left = LINGER_BYTES_MAX;

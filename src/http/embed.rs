@@ -12,6 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, TryAcquireError};
 use crate::domain::dialect::Dialect;
 use crate::domain::model::ModelName;
 use crate::ollama::client::full_body;
+use crate::ollama::residency::ForeignLoad;
 use crate::ollama::wire::cut::without_keep_alive;
 use crate::ollama::wire::peek::{Peek, Shape, peek};
 
@@ -39,16 +40,18 @@ async fn relay(
     let (parts, incoming) = request.into_parts();
     let read = body::read(edge, incoming, edge.config.body_max).await?;
     let place = place(edge).await?;
+    let mut load = None;
     let bytes = match peek(shape(dialect), &read.bytes) {
         Peek::Request(request) => {
-            doubt_residency(edge, &request.model);
+            load = foreign_load(edge, &request.model);
             without_keep_alive(read.bytes.clone(), &request.keep_alive_members)
         }
         Peek::Refused(_) => read.bytes.clone(),
     };
     let answer = pass::send(edge, parts, full_body(bytes)).await;
-    if edge.residency.is_stale() {
-        // Nothing may wait, but the status should not show what the embed pushed out.
+    if load.take().is_some() {
+        // What it pushed out is asked about now, also while nothing waits.
+        edge.residency.doubt();
         edge.worker.wake();
     }
     Ok(relayed(answer?, (place, read)))
@@ -62,13 +65,12 @@ fn shape(dialect: Dialect) -> Shape {
     }
 }
 
-/// An embed for a model that is not in memory makes Ollama load it, perhaps in the place of the worker's model.
-fn doubt_residency(edge: &Edge, model: &str) {
-    let is_resident =
-        ModelName::parse(model).is_ok_and(|parsed| edge.residency.holds(&parsed.name));
-    if !is_resident {
-        edge.residency.doubt();
-    }
+/// An embed for a model that is not in memory makes Ollama load it, perhaps in the place of the worker's model. One for a
+/// model that is not installed loads nothing.
+fn foreign_load(edge: &Edge, model: &str) -> Option<ForeignLoad> {
+    let name = ModelName::parse(model).ok()?.name;
+    let is_installed = edge.inventory.find(&name).is_some();
+    (is_installed && !edge.residency.holds(&name)).then(|| edge.residency.begin_foreign_load())
 }
 
 async fn place(edge: &Edge) -> Result<OwnedSemaphorePermit, Told> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::http::request::Parts;
 use hyper::{Request, StatusCode};
 
@@ -17,26 +17,33 @@ use super::error::Told;
 use super::headers::{self, Credentials};
 use super::{Edge, Response, body};
 
-/// A delete request is a name; this is far above any.
-const DELETE_BYTES_MAX: u64 = 1024 * 1024;
+/// A request that names a model to be changed is small; a larger one is relayed without a look.
+const NAMING_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Relays a request with its streamed body.
 pub(super) async fn pass(edge: &Arc<Edge>, request: Request<Incoming>, effect: Effect) -> Response {
     let dialect = error_dialect(request.uri().path());
-    match effect {
-        Effect::None => {
-            let (parts, body) = request.into_parts();
-            let answer = send(edge, parts, body.map_err(BodyError::from).boxed()).await;
-            answer.map_or_else(|told| told.answer(dialect), |answer| relayed(answer, ()))
-        }
-        Effect::Inventory => {
-            let (parts, body) = request.into_parts();
+    let is_small =
+        request.body().size_hint().exact().is_some_and(|bytes| bytes <= NAMING_BYTES_MAX);
+    let answer = match effect {
+        Effect::None => relay(edge, request, ()).await,
+        Effect::Replacement | Effect::Removal if is_small => change(edge, request).await,
+        Effect::Inventory | Effect::Replacement | Effect::Removal => {
             let refresh = RefreshAfter(Arc::clone(edge));
-            let answer = send(edge, parts, body.map_err(BodyError::from).boxed()).await;
-            answer.map_or_else(|told| told.answer(dialect), |answer| relayed(answer, refresh))
+            relay(edge, request, refresh).await
         }
-        Effect::Removal => remove(edge, request).await.unwrap_or_else(|told| told.answer(dialect)),
-    }
+    };
+    answer.unwrap_or_else(|told| told.answer(dialect))
+}
+
+async fn relay<T: Send + Sync + Unpin + 'static>(
+    edge: &Arc<Edge>,
+    request: Request<Incoming>,
+    until_end: T,
+) -> Result<Response, Told> {
+    let (parts, body) = request.into_parts();
+    let answer = send(edge, parts, body.map_err(BodyError::from).boxed()).await?;
+    Ok(relayed(answer, until_end))
 }
 
 /// Sends a request whose body is in memory already.
@@ -75,6 +82,7 @@ fn told(edge: &Edge, fault: &SendError) -> Told {
             );
             Told::new(StatusCode::BAD_GATEWAY, text).retry_after(5)
         }
+        SendError::Body(_) => Told::new(StatusCode::BAD_REQUEST, fault.to_string()),
         SendError::Broken { .. } | SendError::Late { .. } | SendError::Strange { .. } => {
             let text = format!("ollama did not answer, it may have acted on the request: {fault}");
             Told::new(StatusCode::BAD_GATEWAY, text)
@@ -82,31 +90,36 @@ fn told(edge: &Edge, fault: &SendError) -> Told {
     }
 }
 
-/// Deletes a model. A resident one is unloaded first, at the next job border: its runner would outlive it, and could
-/// then not be unloaded by name.
-async fn remove(edge: &Arc<Edge>, request: Request<Incoming>) -> Result<Response, Told> {
+/// Deletes or replaces a model. A resident one is unloaded first, at the next job border: its runner would outlive it, with
+/// the old weights, and could then not be unloaded by name.
+async fn change(edge: &Arc<Edge>, request: Request<Incoming>) -> Result<Response, Told> {
     let (parts, incoming) = request.into_parts();
-    let read = body::read(edge, incoming, DELETE_BYTES_MAX).await?;
-    if let Some(model) = named_model(&read.bytes)
+    let read = body::read(edge, incoming, NAMING_BYTES_MAX).await?;
+    let mut hold = None;
+    if let Some(model) = changed_model(parts.uri.path(), &read.bytes)
         && edge.residency.holds(&model)
         && edge.health.is_up()
     {
-        edge.worker.release(model).await;
+        hold = edge.worker.release(model).await;
     }
     let refresh = RefreshAfter(Arc::clone(edge));
     let answer = send(edge, parts, full_body(read.bytes.clone())).await?;
+    drop(hold);
     Ok(relayed(answer, refresh))
 }
 
-/// The model a delete request names: `model`, or `name` as older clients say.
-fn named_model(body: &[u8]) -> Option<ModelName> {
+/// The model a request deletes or replaces: `model`, or `name` as older clients say; a copy's destination.
+fn changed_model(path: &str, body: &[u8]) -> Option<ModelName> {
     let value: serde_json::Value = serde_json::from_slice(body).ok()?;
     let member = |wanted: &str| {
         let members = value.as_object()?;
         let (_, value) = members.iter().rfind(|(key, _)| key.eq_ignore_ascii_case(wanted))?;
         value.as_str().filter(|text| !text.is_empty())
     };
-    let name = member("model").or_else(|| member("name"))?;
+    let name = match path {
+        "/api/copy" => member("destination")?,
+        _ => member("model").or_else(|| member("name"))?,
+    };
     ModelName::parse(name).ok().map(|parsed| parsed.name)
 }
 
@@ -129,10 +142,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_delete_names_its_model_in_either_way() {
+    fn a_change_names_its_model_in_each_way() {
         let llama = ModelName::parse("llama3").unwrap().name;
-        assert_eq!(named_model(br#"{"model":"llama3"}"#), Some(llama.clone()));
-        assert_eq!(named_model(br#"{"name":"LLAMA3:latest"}"#), Some(llama));
-        assert_eq!(named_model(b"{"), None);
+        let changed = |path, body: &str| changed_model(path, body.as_bytes());
+        assert_eq!(changed("/api/delete", r#"{"model":"llama3"}"#), Some(llama.clone()));
+        assert_eq!(changed("/api/create", r#"{"name":"LLAMA3:latest"}"#), Some(llama.clone()));
+        let copy = r#"{"source":"other","destination":"llama3"}"#;
+        assert_eq!(changed("/api/copy", copy), Some(llama));
+        assert_eq!(changed("/api/delete", "{"), None);
     }
 }

@@ -43,10 +43,11 @@ async fn serve(
     request: Request<Incoming>,
     dialect: Dialect,
 ) -> Result<Response, Told> {
+    let (parts, incoming) = request.into_parts();
     if edge.tasks.is_draining() {
+        body::linger(edge, incoming);
         return Err(stopping("nothing was stored"));
     }
-    let (parts, incoming) = request.into_parts();
     let read = body::read(edge, incoming, edge.config.body_max).await?;
     match place(edge, dialect, &parts.headers, &read.bytes).await {
         Placement::Forward(reason) => {
@@ -94,7 +95,7 @@ async fn admit(
             return Ok(waiter);
         }
         Ok(Admission::Full { jobs }) => queue_full(jobs),
-        Err(fault) => not_stored(&fault),
+        Err(fault) => not_stored(edge, &fault),
     };
     waiter.let_go();
     edge.worker.outputs().forget(id);
@@ -139,7 +140,10 @@ fn queue_full(jobs: u64) -> Told {
     Told::new(StatusCode::SERVICE_UNAVAILABLE, text).retry_after(FULL_RETRY_S)
 }
 
-fn not_stored(fault: &StoreError) -> Told {
+fn not_stored(edge: &Edge, fault: &StoreError) -> Told {
+    if matches!(fault, StoreError::Closed) && !edge.tasks.is_draining() {
+        edge.tasks.break_down("store");
+    }
     tracing::error!(db.error = %fault, "a job could not be stored");
     let text = "foreman could not store the request; nothing was sent to ollama, try again later";
     match fault {
@@ -179,9 +183,10 @@ impl Drop for Waiter {
     fn drop(&mut self) {
         // While the daemon stops, connections are closed by foreman, not by their clients: the jobs stay.
         let tasks = &self.edge.tasks;
+        let is_over = self.output.has_ended();
         let is_cut_by_us =
             tasks.is_forced() || (tasks.is_draining() && !self.output.is_in_flight());
-        if !self.is_waiting || is_cut_by_us {
+        if !self.is_waiting || is_over || is_cut_by_us {
             return;
         }
         self.output.abandon();

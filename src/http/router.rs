@@ -15,7 +15,7 @@ use crate::ollama::client::empty_body;
 
 use super::error::Told;
 use super::headers::X_API_KEY;
-use super::{Edge, Response, embed, own, pass, queued};
+use super::{Edge, Response, body, embed, own, pass, queued};
 
 /// Serves one request. Never fails: every fault is an answer.
 pub(super) async fn handle(
@@ -47,7 +47,9 @@ async fn admitted(edge: &Arc<Edge>, request: Request<Incoming>) -> Response {
         && let Some(secret) = &edge.config.token
         && !is_authorised(request.headers(), secret)
     {
-        return unauthorised(request.uri().path());
+        let response = unauthorised(request.uri().path());
+        body::linger(edge, request.into_body());
+        return response;
     }
     match road {
         Route::Queued(dialect) => queued::queued(edge, request, dialect).await,

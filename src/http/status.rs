@@ -92,9 +92,9 @@ fn running(edge: &Edge, job: &OpenJob, now_ms: i64) -> Value {
 
 /// The lanes in the order in which they would be served.
 fn order(edge: &Edge, lanes: &[LaneSummary]) -> Vec<String> {
-    let heads = lanes
-        .iter()
-        .map(|lane| LaneHead { lane: Lane::from_text(&lane.lane), oldest_seq: lane.oldest_seq });
+    let heads = lanes.iter().filter_map(|lane| {
+        Some(LaneHead { lane: Lane::from_text(&lane.lane)?, oldest_seq: lane.oldest_seq })
+    });
     let board = Board { lanes: heads.collect(), resident: edge.residency.board() };
     service_order(&board).iter().map(ToString::to_string).collect()
 }

@@ -58,6 +58,9 @@ pub enum SendError {
         /// What the system said.
         cause: String,
     },
+    /// The body that was to be sent broke off: the client's doing.
+    #[error("the request body broke off: {0}")]
+    Body(String),
     /// The connection broke before an answer came.
     #[error("the connection to {url} broke before an answer came: {cause}")]
     Broken {
@@ -136,9 +139,10 @@ impl Ollama {
         self.client.request(request).await.map_err(|fault| {
             let url = self.url.to_string();
             let cause = chain(&fault);
-            match fault.is_connect() {
-                true => SendError::Unreachable { url, cause },
-                false => SendError::Broken { url, cause },
+            match (fault.is_connect(), is_of_the_body(&fault)) {
+                (true, _) => SendError::Unreachable { url, cause },
+                (false, true) => SendError::Body(cause),
+                (false, false) => SendError::Broken { url, cause },
             }
         })
     }
@@ -157,6 +161,14 @@ impl Ollama {
     pub(super) fn broken(&self, cause: &(dyn std::error::Error + 'static)) -> SendError {
         SendError::Broken { url: self.url.to_string(), cause: chain(cause) }
     }
+}
+
+/// Whether an exchange failed because the body to be sent did.
+fn is_of_the_body(fault: &hyper_util::client::legacy::Error) -> bool {
+    let source = std::error::Error::source(fault);
+    source
+        .and_then(|source| source.downcast_ref::<hyper::Error>())
+        .is_some_and(hyper::Error::is_user)
 }
 
 /// An empty body.

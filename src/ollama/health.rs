@@ -4,6 +4,7 @@
 //! the monitor probes, said plainly in the log once.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
@@ -36,11 +37,17 @@ pub enum Upstream {
 pub struct Health {
     state: Arc<watch::Sender<Upstream>>,
     suspicion: Arc<Notify>,
+    /// How often it went down, or was not known yet.
+    outages: Arc<AtomicU64>,
 }
 
 impl Default for Health {
     fn default() -> Health {
-        Health { state: Arc::new(watch::Sender::new(Upstream::Unknown)), suspicion: Arc::default() }
+        Health {
+            state: Arc::new(watch::Sender::new(Upstream::Unknown)),
+            suspicion: Arc::default(),
+            outages: Arc::new(AtomicU64::new(1)),
+        }
     }
 }
 
@@ -53,6 +60,11 @@ impl Health {
     /// Whether the upstream serves, as far as known.
     pub fn is_up(&self) -> bool {
         matches!(*self.state.borrow(), Upstream::Up { .. })
+    }
+
+    /// How often the upstream went away so far. Whoever remembers an older number knows nothing of its memory any more.
+    pub fn outages(&self) -> u64 {
+        self.outages.load(Ordering::SeqCst)
     }
 
     /// Returns when the upstream serves. Cancel-safe.
@@ -109,6 +121,7 @@ impl Health {
         let went_down = self.state.send_if_modified(|state| match state {
             Upstream::Down { .. } => false,
             Upstream::Unknown | Upstream::Up { .. } => {
+                self.outages.fetch_add(1, Ordering::SeqCst);
                 *state = Upstream::Down { reason: reason.to_owned(), since_ms: now_ms };
                 true
             }

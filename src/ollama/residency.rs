@@ -6,6 +6,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 use crate::domain::model::{LoadKey, ModelName};
 use crate::domain::schedule::Resident;
 
@@ -30,6 +32,18 @@ pub struct Entry {
 #[derive(Debug, Clone, Default)]
 pub struct Residency {
     inner: Arc<Mutex<Inner>>,
+    /// Embeds under way whose model was not resident when they came.
+    foreign_loads: Arc<watch::Sender<usize>>,
+}
+
+/// A load that foreman did not ask for but let pass, while this lives.
+#[derive(Debug)]
+pub struct ForeignLoad(Arc<watch::Sender<usize>>);
+
+impl Drop for ForeignLoad {
+    fn drop(&mut self) {
+        self.0.send_modify(|loads| *loads = loads.saturating_sub(1));
+    }
 }
 
 #[derive(Debug, Default)]
@@ -111,6 +125,25 @@ impl Residency {
         self.doubt();
     }
 
+    /// Forgets the options of models whose runner holds other weights than the name stands for now (after a pull). The next
+    /// job's load then makes Ollama take the new ones.
+    pub fn forget_replaced(
+        &self,
+        ps: &[PsModel],
+        installed_digest: impl Fn(&ModelName) -> Option<String>,
+    ) {
+        for listed in ps {
+            let Some(installed) = installed_digest(&listed.model) else { continue };
+            let is_current = |other: &PsModel| {
+                other.model == listed.model
+                    && (other.digest == installed || other.digest.is_empty())
+            };
+            if !installed.is_empty() && !ps.iter().any(is_current) {
+                self.with(&listed.model, |entry| entry.resident.key = None);
+            }
+        }
+    }
+
     /// Notes when a model was last used; a time to come puts its release off.
     pub fn touch(&self, model: &ModelName, at_ms: i64) {
         self.with(model, |entry| entry.used_at_ms = at_ms);
@@ -118,7 +151,10 @@ impl Residency {
 
     /// Sets after how much idle time a key goes; `None` is never.
     pub fn keep(&self, key: &LoadKey, idle_limit: Option<Duration>) {
-        self.with(&key.model, |entry| entry.idle_limit = idle_limit);
+        self.with(&key.model, |entry| {
+            entry.idle_limit = idle_limit;
+            entry.is_released_when_dry = false;
+        });
     }
 
     /// Notes that a key shall go once its lane is empty.
@@ -142,6 +178,19 @@ impl Residency {
         inner.version += 1;
         inner.entries.clear();
         inner.is_stale = true;
+    }
+
+    /// Notes that a request goes to Ollama that makes it load a model by itself.
+    pub fn begin_foreign_load(&self) -> ForeignLoad {
+        self.doubt();
+        self.foreign_loads.send_modify(|loads| *loads += 1);
+        ForeignLoad(Arc::clone(&self.foreign_loads))
+    }
+
+    /// Returns when no such request is under way. Cancel-safe.
+    pub async fn no_foreign_loads(&self) {
+        // The sender lives as long as this, so the wait cannot fail.
+        drop(self.foreign_loads.subscribe().wait_for(|loads| *loads == 0).await);
     }
 
     /// What the scheduler sees.
@@ -220,6 +269,21 @@ mod tests {
         assert_eq!(gone, []);
         let keys: Vec<_> = residency.board().into_iter().map(|entry| entry.key).collect();
         assert_eq!(keys, [Some(key("a")), None]);
+    }
+
+    #[test]
+    fn a_model_pulled_anew_is_not_what_is_resident() {
+        let residency = Residency::default();
+        residency.loaded(&key("a"), None, 1);
+        let old = PsModel { digest: "old".to_owned(), ..ps("a") };
+        let new = PsModel { digest: "new".to_owned(), ..ps("a") };
+        let known = || residency.board()[0].key.is_some();
+        residency.forget_replaced(&[old.clone()], |_| Some("old".to_owned()));
+        assert!(known());
+        residency.forget_replaced(&[old.clone(), new], |_| Some("new".to_owned()));
+        assert!(known(), "the new runner is there, beside the old one");
+        residency.forget_replaced(&[old], |_| Some("new".to_owned()));
+        assert!(!known());
     }
 
     #[test]

@@ -6,13 +6,13 @@ use super::Store;
 use super::error::StoreError;
 use super::rows;
 
-/// A lane with a ready job.
+/// A lane in which jobs wait.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ReadyLane {
+pub struct WaitingLane {
     /// The lane, as text.
     pub lane: String,
-    /// Arrival number of its oldest ready job.
-    pub oldest_seq: i64,
+    /// Arrival number of its oldest ready job; `None` if all of them wait for a retry.
+    pub oldest_ready_seq: Option<i64>,
 }
 
 /// A lane of the queue, for people.
@@ -71,12 +71,12 @@ pub struct Overview {
 }
 
 impl Store {
-    /// The lanes that have a ready job, each with its oldest. Uses the index only, whatever the depth.
+    /// The lanes in which jobs wait, each with its oldest ready job. Uses the index only, whatever the depth.
     ///
     /// # Errors
     /// Any of the store's.
-    pub async fn ready_lanes(&self, now_ms: i64) -> Result<Vec<ReadyLane>, StoreError> {
-        self.read(move |tx| ready_lanes(tx, now_ms)).await
+    pub async fn waiting_lanes(&self, now_ms: i64) -> Result<Vec<WaitingLane>, StoreError> {
+        self.read(move |tx| waiting_lanes(tx, now_ms)).await
     }
 
     /// When the next job that waits for a retry becomes ready.
@@ -96,29 +96,28 @@ impl Store {
     }
 }
 
+/// No retry waits longer than this. A job that seems to was put back while the clock was ahead: it is ready.
+pub(super) const DELAY_MS_MAX: i64 = 120_000;
+
 /// Steps from lane to lane through the index, so that a million waiting jobs in fifty lanes cost fifty look-ups.
-pub(super) const READY_LANES: &str = "
+pub(super) const WAITING_LANES: &str = "
 WITH RECURSIVE lanes(lane) AS (
     SELECT MIN(lane) FROM job WHERE state = 'queued'
     UNION ALL
     SELECT (SELECT MIN(lane) FROM job WHERE state = 'queued' AND lane > lanes.lane)
     FROM lanes WHERE lanes.lane IS NOT NULL
 )
-SELECT lane, (SELECT seq FROM job WHERE state = 'queued' AND job.lane = lanes.lane AND not_before_ms <= ?1
-              ORDER BY seq LIMIT 1) AS oldest
+SELECT lane, (SELECT seq FROM job WHERE state = 'queued' AND job.lane = lanes.lane
+              AND (not_before_ms <= ?1 OR not_before_ms > ?2) ORDER BY seq LIMIT 1) AS oldest
 FROM lanes WHERE lane IS NOT NULL";
 
-pub(super) fn ready_lanes(tx: &Transaction<'_>, now_ms: i64) -> Result<Vec<ReadyLane>, StoreError> {
-    let mut statement = tx.prepare_cached(READY_LANES)?;
-    let rows = statement
-        .query_map([now_ms], |row| Ok((row.get::<_, String>(0)?, row.get::<_, Option<i64>>(1)?)))?;
-    let mut lanes = Vec::new();
-    for row in rows {
-        if let (lane, Some(oldest_seq)) = row? {
-            lanes.push(ReadyLane { lane, oldest_seq });
-        }
-    }
-    Ok(lanes)
+fn waiting_lanes(tx: &Transaction<'_>, now_ms: i64) -> Result<Vec<WaitingLane>, StoreError> {
+    let mut statement = tx.prepare_cached(WAITING_LANES)?;
+    let lanes = statement
+        .query_map(params![now_ms, now_ms.saturating_add(DELAY_MS_MAX)], |row| {
+            Ok(WaitingLane { lane: row.get(0)?, oldest_ready_seq: row.get(1)? })
+        })?;
+    Ok(lanes.collect::<Result<_, _>>()?)
 }
 
 fn next_ready_at(tx: &Transaction<'_>, now_ms: i64) -> Result<Option<i64>, StoreError> {

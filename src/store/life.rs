@@ -12,7 +12,11 @@ use crate::domain::retry::Charge;
 use super::answers;
 use super::error::StoreError;
 use super::jobs::{Admission, Cancellation, Claim, Ending, GiveBack, NewJob, QueueLimits};
+use super::lanes::DELAY_MS_MAX;
 use super::rows::{self, HeaderList};
+
+/// Headers that may hold a client's credentials.
+const CREDENTIALS: [&str; 4] = ["authorization", "cookie", "proxy-authorization", "x-api-key"];
 
 /// Error texts are kept up to this many characters: enough for a sentence, too little for a prompt echoed back.
 const ERROR_CHARS_MAX: usize = 1_000;
@@ -75,8 +79,8 @@ pub(super) fn claim(
     let sql = format!(
         "UPDATE job SET state = ?3, lease_epoch = lease_epoch + 1, attempts = attempts + 1, claimed_at_ms = ?2,
                 working_at_ms = CASE WHEN ?3 = 'working' THEN ?2 END
-         WHERE seq = (SELECT seq FROM job WHERE state = 'queued' AND lane = ?1 AND not_before_ms <= ?2
-                      ORDER BY seq LIMIT 1)
+         WHERE seq = (SELECT seq FROM job WHERE state = 'queued' AND lane = ?1
+                        AND (not_before_ms <= ?2 OR not_before_ms > ?4) ORDER BY seq LIMIT 1)
            AND state IN ({})
          RETURNING seq, id, lease_epoch, kind, dialect, model, is_streamed, attempts, interruptions, deferrals,
                    created_at_ms",
@@ -84,7 +88,7 @@ pub(super) fn claim(
     );
     let claimed = tx
         .prepare_cached(&sql)?
-        .query_row(params![lane, at_ms, to.name()], |row| {
+        .query_row(params![lane, at_ms, to.name(), at_ms.saturating_add(DELAY_MS_MAX)], |row| {
             let text = |index: usize| row.get::<_, String>(index);
             let counters = Counters {
                 attempts: rows::small(row.get(7)?),
@@ -109,15 +113,32 @@ pub(super) fn claim(
     else {
         return Ok(None);
     };
-    let (path_and_query, headers, body) = request(tx, seq)?;
     record(tx, seq, Some(State::Queued), to, &Note { epoch: lease_epoch, at_ms, text: None })?;
+    let read = || -> Result<_, StoreError> {
+        let id: JobId = id.parse().map_err(|_| StoreError::Strange(format!("job id {id}")))?;
+        let kind = Kind::from_name(&kind);
+        let kind = kind.ok_or_else(|| StoreError::Strange("its kind".to_owned()))?;
+        let dialect = Dialect::from_name(&dialect);
+        let dialect = dialect.ok_or_else(|| StoreError::Strange("its dialect".to_owned()))?;
+        Ok((id, kind, dialect, request(tx, seq)?))
+    };
+    let (id, kind, dialect, (path_and_query, headers, body)) = match read() {
+        Ok(read) => read,
+        Err(StoreError::Strange(what)) => {
+            // One row that cannot be read must not block all that wait behind it.
+            let text = format!("the stored job cannot be read: {what}");
+            let ending = Ending { event: Event::Fail, answer: None, error: Some(text) };
+            finish(tx, seq, lease_epoch, &ending, at_ms)?;
+            return Ok(None);
+        }
+        Err(fault) => return Err(fault),
+    };
     Ok(Some(Claim {
         seq,
-        id: id.parse().map_err(|_| StoreError::Strange(format!("job id {id}")))?,
+        id,
         lease_epoch,
-        kind: Kind::from_name(&kind).ok_or_else(|| StoreError::Strange(format!("kind {kind}")))?,
-        dialect: Dialect::from_name(&dialect)
-            .ok_or_else(|| StoreError::Strange(format!("dialect {dialect}")))?,
+        kind,
+        dialect,
         model,
         is_streamed,
         counters,
@@ -208,6 +229,7 @@ pub(super) fn finish(
     if let Some(answer) = &ending.answer {
         answers::insert(tx, seq, answer)?;
     }
+    forget_request(tx, seq, to)?;
     record(tx, seq, Some(from), to, &Note { epoch, at_ms, text: error.as_deref() })?;
     Ok(true)
 }
@@ -228,9 +250,30 @@ pub(super) fn cancel_waiting(
             tx.prepare_cached("SELECT 1 FROM job WHERE id = ?1")?.exists([id.to_string()])?;
         return Ok(if is_known { Cancellation::NotWaiting } else { Cancellation::Unknown });
     };
+    forget_request(tx, seq, State::Cancelled)?;
     let note = Note { epoch, at_ms, text: Some("the client left while waiting") };
     record(tx, seq, Some(State::Queued), State::Cancelled, &note)?;
     Ok(Cancellation::Cancelled)
+}
+
+/// Drops what an ended job no longer needs. Only a failed one keeps its request, to be looked into, without the client's
+/// credentials.
+pub(super) fn forget_request(tx: &Connection, seq: i64, ended: State) -> Result<(), StoreError> {
+    if ended != State::Failed {
+        tx.prepare_cached("DELETE FROM request WHERE seq = ?1")?.execute([seq])?;
+        return Ok(());
+    }
+    let headers: Option<String> = tx
+        .prepare_cached("SELECT headers FROM request WHERE seq = ?1")?
+        .query_row([seq], |row| row.get(0))
+        .optional()?;
+    let Some(Ok(mut headers)) = headers.map(|text| rows::headers_from_text(&text)) else {
+        return Ok(());
+    };
+    headers.retain(|(name, _)| !CREDENTIALS.contains(&name.as_str()));
+    tx.prepare_cached("UPDATE request SET headers = ?2 WHERE seq = ?1")?
+        .execute(params![seq, rows::headers_to_text(&headers)])?;
+    Ok(())
 }
 
 /// The state of a job whose lease is still `epoch`.

@@ -25,7 +25,7 @@ use tokio::sync::Semaphore;
 pub use answers::{Answer, AnswerBody};
 pub use error::StoreError;
 pub use jobs::{Admission, Cancellation, Claim, Ending, GiveBack, NewJob, QueueLimits};
-pub use lanes::{LaneSummary, OpenJob, Overview, ReadyLane};
+pub use lanes::{LaneSummary, OpenJob, Overview, WaitingLane};
 pub use recovery::Recovered;
 pub use retention::Swept;
 pub use rows::HeaderList;
@@ -58,9 +58,7 @@ impl Store {
     /// fault of the file system or of SQLite.
     pub fn open(path: &Path, now_ms: i64) -> Result<(Store, Recovered), StoreError> {
         schema::require_sound_sqlite()?;
-        if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).map_err(|fault| StoreError::file(folder, &fault))?;
-        }
+        let path = &real_path(path)?;
         let lock = lock::Lock::take(path)?;
         let mut connection = Connection::open(path)?;
         lock::keep_private(path)?;
@@ -143,6 +141,24 @@ impl Shared {
     fn return_reader(&self, connection: Connection) {
         self.readers.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
     }
+}
+
+/// The database's own path, its folder made where missing: by whatever link it is named, it has one lock.
+fn real_path(path: &Path) -> Result<PathBuf, StoreError> {
+    let fault_at = |path: &Path| {
+        let path = path.to_owned();
+        move |fault: std::io::Error| StoreError::file(&path, &fault)
+    };
+    if path.exists() {
+        return path.canonicalize().map_err(fault_at(path));
+    }
+    let folder = match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    std::fs::create_dir_all(folder).map_err(fault_at(folder))?;
+    let folder = folder.canonicalize().map_err(fault_at(folder))?;
+    Ok(path.file_name().map_or_else(|| folder.clone(), |name| folder.join(name)))
 }
 
 fn open_reader(path: &Path) -> Result<Connection, StoreError> {

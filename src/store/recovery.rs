@@ -7,7 +7,7 @@ use crate::domain::job::State;
 use crate::domain::retry::INTERRUPTIONS_MAX;
 
 use super::error::StoreError;
-use super::life::{Note, record};
+use super::life::{Note, forget_request, record};
 use super::rows;
 
 /// What the opening found.
@@ -70,5 +70,5 @@ fn give_up(tx: &Connection, seq: i64, text: &str, now_ms: i64) -> Result<(), Sto
     let sql = "UPDATE job SET state = 'failed', interruptions = interruptions + 1, finished_at_ms = ?2, last_error = ?3
                WHERE seq = ?1 AND state IN ('loading','working')";
     tx.prepare_cached(sql)?.execute(params![seq, now_ms, text])?;
-    Ok(())
+    forget_request(tx, seq, State::Failed)
 }

@@ -85,7 +85,7 @@ async fn a_retry_waits_for_its_time_and_a_younger_job_overtakes_it() {
     let taken = claim(&store, "a", 2).await;
     let given = store.give_back(taken.seq, taken.lease_epoch, back(Charge::Deferral, 1_000));
     assert!(given.await.unwrap());
-    assert_eq!(store.ready_lanes(500).await.unwrap(), []);
+    assert_eq!(store.waiting_lanes(500).await.unwrap()[0].oldest_ready_seq, None);
     assert_eq!(store.next_ready_at_ms(500).await.unwrap(), Some(1_000));
     store.admit(job("a"), LIMITS, 4).await.unwrap();
     let younger = claim(&store, "a", 500).await;
@@ -158,6 +158,17 @@ async fn a_second_daemon_on_the_database_is_refused_by_name() {
     assert!(fault.to_string().contains(&format!("(process {})", std::process::id())), "{fault}");
 }
 
+#[cfg(unix)]
+#[tokio::test]
+async fn a_second_daemon_by_another_name_of_the_database_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.db");
+    let (_store, _) = Store::open(&path, 0).unwrap();
+    let link = folder.path().join("link.db");
+    std::os::unix::fs::symlink(&path, &link).unwrap();
+    assert!(matches!(Store::open(&link, 0).err(), Some(StoreError::InUse { .. })));
+}
+
 #[tokio::test]
 async fn a_newer_schema_is_refused() {
     let folder = tempfile::tempdir().unwrap();
@@ -180,7 +191,7 @@ async fn only_a_waiting_job_can_be_cancelled() {
     assert_eq!(cancel(gone.id).await, Cancellation::NotWaiting);
     assert_eq!(cancel(taken.id).await, Cancellation::NotWaiting);
     assert_eq!(cancel(JobId(Ulid::generate())).await, Cancellation::Unknown);
-    assert_eq!(store.ready_lanes(10).await.unwrap(), []);
+    assert_eq!(store.waiting_lanes(10).await.unwrap(), []);
 }
 
 #[tokio::test]
@@ -238,9 +249,9 @@ async fn the_lanes_are_found_by_index_alone() {
     let (store, _) = Store::open(&folder.path().join("a.db"), 0).unwrap();
     let plan: Vec<String> = store
         .read(|tx| {
-            let sql = format!("EXPLAIN QUERY PLAN {}", lanes::READY_LANES);
+            let sql = format!("EXPLAIN QUERY PLAN {}", lanes::WAITING_LANES);
             let mut statement = tx.prepare(&sql)?;
-            let rows = statement.query_map([0], |row| row.get(3))?;
+            let rows = statement.query_map([0, 0], |row| row.get(3))?;
             Ok(rows.collect::<Result<_, _>>()?)
         })
         .await
@@ -260,7 +271,7 @@ async fn one_failed_write_of_a_batch_harms_no_other() {
         tokio::join!(store.admit(twin, LIMITS, 2), store.admit(job("b"), LIMITS, 2));
     assert!(matches!(failed, Err(StoreError::Sql(_))), "{failed:?}");
     assert!(matches!(fine, Ok(Admission::Admitted { .. })));
-    assert_eq!(store.ready_lanes(5).await.unwrap().len(), 2);
+    assert_eq!(store.waiting_lanes(5).await.unwrap().len(), 2);
 }
 
 /// Whoever asks may leave before the answer; the next questions are answered all the same. (The reader's permit was given
@@ -277,7 +288,7 @@ async fn questions_whose_askers_leave_take_no_reader_away() {
         });
         let left = tokio::time::timeout(std::time::Duration::from_millis(1), question).await;
         assert!(left.is_err(), "the question is still being answered");
-        let answered = store.ready_lanes(0);
+        let answered = store.waiting_lanes(0);
         drop(held);
         assert_eq!(answered.await.unwrap(), []);
     }
@@ -293,7 +304,8 @@ async fn swept_jobs_give_their_space_back() {
         let limits = QueueLimits { jobs_max: 100, bytes_max: 100_000_000 };
         store.admit(large, limits, 1).await.unwrap();
         let taken = claim(&store, "a", 2).await;
-        assert!(store.finish(taken.seq, taken.lease_epoch, done(), 3).await.unwrap());
+        let failed = Ending { event: Event::Fail, answer: None, error: Some("no".to_owned()) };
+        assert!(store.finish(taken.seq, taken.lease_epoch, failed, 3).await.unwrap());
     }
     let pages = async || {
         store
@@ -305,4 +317,61 @@ async fn swept_jobs_give_their_space_back() {
     assert_eq!(store.sweep(100).await.unwrap().jobs, 20);
     let after = pages().await;
     assert!(after * 4 < before, "{after} pages of {before} are left");
+}
+
+/// What is kept of an ended job: its answer, and of a failed one its request, but no credentials.
+#[tokio::test]
+async fn an_ended_job_keeps_no_more_than_it_must() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(&folder.path().join("a.db"), 0).unwrap();
+    for _ in 0..2 {
+        let mut secret = job("a");
+        secret.headers.push(("authorization".to_owned(), b"Bearer s3cret".to_vec()));
+        store.admit(secret, LIMITS, 1).await.unwrap();
+    }
+    let whole = claim(&store, "a", 2).await;
+    assert!(store.finish(whole.seq, whole.lease_epoch, done(), 3).await.unwrap());
+    let broken = claim(&store, "a", 2).await;
+    let failed = Ending { event: Event::Fail, answer: None, error: Some("no".to_owned()) };
+    assert!(store.finish(broken.seq, broken.lease_epoch, failed, 3).await.unwrap());
+    let kept: Vec<(i64, String)> = store
+        .read(|tx| {
+            let mut statement = tx.prepare("SELECT seq, headers FROM request")?;
+            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })
+        .await
+        .unwrap();
+    assert_eq!(kept, [(broken.seq, r#"[["content-type","application/json"]]"#.to_owned())]);
+}
+
+/// A retry that seems to wait for hours was put back while the clock was ahead: it is ready.
+#[tokio::test]
+async fn a_clock_that_was_ahead_leaves_no_job_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(&folder.path().join("a.db"), 0).unwrap();
+    store.admit(job("a"), LIMITS, 1).await.unwrap();
+    let taken = claim(&store, "a", 9_000_000).await;
+    let given = store.give_back(taken.seq, taken.lease_epoch, back(Charge::Attempt, 9_060_000));
+    assert!(given.await.unwrap());
+    assert!(store.waiting_lanes(1_000).await.unwrap()[0].oldest_ready_seq.is_some());
+    assert_eq!(claim(&store, "a", 1_000).await.seq, taken.seq);
+}
+
+/// A row that cannot be read fails; what waits behind it is served.
+#[tokio::test]
+async fn a_row_that_cannot_be_read_blocks_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(&folder.path().join("a.db"), 0).unwrap();
+    for _ in 0..2 {
+        store.admit(job("a"), LIMITS, 1).await.unwrap();
+    }
+    store
+        .write(Durability::Synced, |tx| {
+            Ok(tx.execute("UPDATE job SET dialect = 'klingon' WHERE seq = 1", [])?)
+        })
+        .await
+        .unwrap();
+    assert!(store.claim("a".to_owned(), Event::ClaimToWork, 2).await.unwrap().is_none());
+    assert_eq!(claim(&store, "a", 2).await.seq, 2);
 }

@@ -25,10 +25,10 @@ use crate::ollama::wire::peek::{Peek, Shape, peek};
 use crate::ollama::wire::unstreamed::is_half;
 use crate::store::{Claim, HeaderList};
 
-use super::Worker;
 use super::conclude::Conclusion;
 use super::output::{Head, KeepError, Output, Timings};
 use super::run::waited_ms;
+use super::{Worker, brief};
 
 /// An error answer is read up to here for its text; Ollama's are a sentence.
 const ERROR_BYTES_MAX: u64 = 1024 * 1024;
@@ -165,14 +165,16 @@ impl Worker {
                 self.tools.health.lost(&text, self.now_ms());
                 Conclusion::failed(Fault::Unreachable, 502, text)
             }
-            SendError::Broken { .. } | SendError::Late { .. } | SendError::Strange { .. } => {
-                Conclusion::failed(self.cut_or_died().await, 502, text)
-            }
+            SendError::Body(_)
+            | SendError::Broken { .. }
+            | SendError::Late { .. }
+            | SendError::Strange { .. } => Conclusion::failed(self.cut_or_died().await, 502, text),
         }
     }
 
     /// Reads an error answer. It is Ollama's own, so if it is final the client gets exactly it.
     async fn drain_error(&self, output: &Arc<Output>, mut body: Incoming) -> Conclusion {
+        let mut is_kept_whole = true;
         loop {
             match next_data(&mut body, self.settings.idle_limit).await {
                 Ok(Some(data)) if output.bytes() <= ERROR_BYTES_MAX => {
@@ -180,15 +182,18 @@ impl Worker {
                         return not_kept(&fault);
                     }
                 }
-                Ok(Some(_)) => continue,
+                Ok(Some(_)) => is_kept_whole = false,
                 Ok(None) => break,
                 Err(ended) => return self.ended(ended).await,
             }
         }
         let status = output.head().map_or(502, |head| head.status);
         let text = error_text(&output.in_memory().unwrap_or_default());
-        let told = told_by_status(status, &text);
-        Conclusion::Answered { fault: Fault::Told(told), text }
+        let fault = Fault::Told(told_by_status(status, &text));
+        match is_kept_whole {
+            true => Conclusion::Answered { fault, text },
+            false => Conclusion::failed(fault, status, brief(&text)),
+        }
     }
 
     /// Reads an answer, showing a stream as soon as its first record is known to be no error.
@@ -205,7 +210,7 @@ impl Worker {
             match next_data(&mut body, limit).await {
                 Ok(Some(data)) => {
                     scanner.feed(&data);
-                    if is_stream && *scanner.state() != ScanState::Open {
+                    if is_stream && is_decided(scanner.state()) {
                         output.decide();
                         limit = limit.min(FRAMING_LIMIT);
                     }
@@ -263,6 +268,14 @@ async fn next_data(body: &mut Incoming, limit: Duration) -> Result<Option<Bytes>
                 }
             }
         }
+    }
+}
+
+/// Whether the end mark or an error record was seen.
+fn is_decided(state: &ScanState) -> bool {
+    match state {
+        ScanState::Whole | ScanState::Error(_) => true,
+        ScanState::Open | ScanState::Malformed => false,
     }
 }
 

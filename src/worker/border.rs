@@ -5,16 +5,38 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use crate::clock;
-use crate::domain::model::ModelName;
-use crate::domain::schedule::{Board, Lane};
+use crate::domain::model::{LoadKey, ModelName};
 use crate::ollama::client::SendError;
 use crate::ollama::residency::Entry;
 
-use super::Worker;
 use super::run::later;
+use super::{Worker, brief};
 
 /// Pause before an idle model that would not go is asked again.
 const RELEASE_PAUSE: Duration = Duration::from_secs(30);
+
+/// The longest a border is held for somebody else: a delete or a copy takes milliseconds.
+const HOLD_LIMIT: Duration = Duration::from_secs(30);
+
+/// Keeps the worker at its border, with nothing in flight, while it lives.
+#[derive(Debug)]
+pub struct BorderHold {
+    _ended: oneshot::Sender<()>,
+}
+
+/// Holds the border until whoever asked is done with it, or has left.
+async fn hold_for(asker: oneshot::Sender<BorderHold>) {
+    let (ended, end) = oneshot::channel();
+    if asker.send(BorderHold { _ended: ended }).is_err() {
+        return;
+    }
+    if tokio::time::timeout(HOLD_LIMIT, end).await.is_err() {
+        tracing::warn!(
+            limit.s = HOLD_LIMIT.as_secs(),
+            "a held border was not given back; going on"
+        );
+    }
+}
 
 /// Something to do at the next border, with nothing in flight.
 #[derive(Debug)]
@@ -25,8 +47,8 @@ pub(super) enum Chore {
     Release {
         /// Which.
         model: ModelName,
-        /// Told when it is done, or cannot be.
-        done: oneshot::Sender<()>,
+        /// Told when it is done, or cannot be. The border is held until what is told is dropped.
+        done: oneshot::Sender<BorderHold>,
     },
 }
 
@@ -40,9 +62,7 @@ impl Worker {
                     if self.tools.residency.holds(&model) {
                         self.unload_beside_jobs(&model).await;
                     }
-                    if done.send(()).is_err() {
-                        tracing::trace!("whoever asked for the unload no longer waits");
-                    }
+                    hold_for(done).await;
                 }
             }
         }
@@ -61,7 +81,7 @@ impl Worker {
                 tracing::info!(model.name = %name, "the embedding model is warm");
             }
             Ok(reply) => {
-                tracing::warn!(model.name = %name, upstream.status = reply.status, upstream.error = %reply.error_text(),
+                tracing::warn!(model.name = %name, upstream.status = reply.status, upstream.error = %brief(&reply.error_text()),
                     "the embedding model could not be warmed");
             }
             Err(fault) => {
@@ -75,13 +95,10 @@ impl Worker {
     }
 
     /// Unloads what has been idle for too long, or was to go as soon as nobody waits for it.
-    pub(super) async fn release_idle(&self, board: &Board) {
+    pub(super) async fn release_idle(&self, wanted: &[LoadKey]) {
         let now_ms = self.now_ms();
         for entry in self.tools.residency.entries() {
-            let is_wanted = board.lanes.iter().any(|head| match &head.lane {
-                Lane::Key(key) => key.model == entry.resident.model,
-                Lane::Unload | Lane::Opaque => false,
-            });
+            let is_wanted = wanted.iter().any(|key| key.model == entry.resident.model);
             let is_due = release_at_ms(&entry).is_some_and(|at_ms| at_ms <= now_ms);
             if is_due && !is_wanted {
                 tracing::info!(model.name = %entry.resident.model, "releasing an idle model");

@@ -14,16 +14,13 @@ use super::delay::{chance, delay};
 use super::handle::add;
 use super::output::{End, Output, Refusal};
 use super::run::later;
-use super::{Tools, Worker, WorkerHandle};
+use super::{Tools, Worker, WorkerHandle, brief};
 
 /// Pause between tries to write an outcome: it must be written, and a full disk may get room.
 const WRITE_PAUSE: Duration = Duration::from_secs(1);
 
 /// A longer `Retry-After` is not believed: Ollama sends none, and a person waits.
 const ASKED_PAUSE_MAX: Duration = Duration::from_secs(60);
-
-/// See [`brief`].
-const LOGGED_CHARS_MAX: usize = 200;
 
 /// How an attempt ended.
 #[derive(Debug)]
@@ -191,11 +188,10 @@ async fn put_back(
     output: &Output,
     back: &GiveBack,
 ) -> Result<(), StoreError> {
+    // Before the write: right after it the job may be claimed again.
+    output.put_back();
     match tools.store.give_back(claim.seq, claim.lease_epoch, back.clone()).await {
-        Ok(true) => {
-            output.put_back();
-            Ok(())
-        }
+        Ok(true) => Ok(()),
         Ok(false) => {
             tracing::error!(job.id = %claim.id, "the lease of a job was lost");
             Ok(())
@@ -277,13 +273,7 @@ impl Finish {
 /// Writes the outcome, however often it takes. `false` if it was not ours to write.
 async fn record(tools: &Tools, claim: &Claim, output: &Arc<Output>, finish: &Finish) -> bool {
     loop {
-        let answer = match finish.keeps_answer() {
-            HasAnswer::Yes => answer_of(output).await,
-            HasAnswer::No => None,
-        };
-        let ending = Ending { event: finish.event(), answer, error: finish.error() };
-        let (seq, epoch) = (claim.seq, claim.lease_epoch);
-        match tools.store.finish(seq, epoch, ending, tools.clock.now_ms()).await {
+        match try_record(tools, claim, output, finish).await {
             Ok(is_ours) => return is_ours,
             Err(StoreError::Closed) => return false,
             Err(fault) => {
@@ -297,21 +287,35 @@ async fn record(tools: &Tools, claim: &Claim, output: &Arc<Output>, finish: &Fin
     }
 }
 
+async fn try_record(
+    tools: &Tools,
+    claim: &Claim,
+    output: &Arc<Output>,
+    finish: &Finish,
+) -> Result<bool, StoreError> {
+    let answer = match finish.keeps_answer() {
+        HasAnswer::Yes => answer_of(output).await?,
+        HasAnswer::No => None,
+    };
+    let ending = Ending { event: finish.event(), answer, error: finish.error() };
+    let now_ms = tools.clock.now_ms();
+    tools.store.finish(claim.seq, claim.lease_epoch, ending, now_ms).await
+}
+
 /// The answer as it is kept: in the row if it is in memory, else as the synced file.
-async fn answer_of(output: &Arc<Output>) -> Option<Answer> {
-    let head = output.head()?;
+async fn answer_of(output: &Arc<Output>) -> Result<Option<Answer>, StoreError> {
+    let Some(head) = output.head() else { return Ok(None) };
     let body = match output.in_memory() {
         Some(bytes) => AnswerBody::Inline(bytes),
         None => {
             let (synced, name) = (Arc::clone(output), output.file_name());
             let outcome = tokio::task::spawn_blocking(move || synced.sync_file()).await;
-            if let Ok(Err(fault)) = outcome {
-                tracing::error!(error = %fault, "a large answer could not be synced");
-            }
+            let outcome = outcome.map_err(std::io::Error::other).and_then(|outcome| outcome);
+            outcome.map_err(|fault| StoreError::file(output.file_path(), &fault))?;
             AnswerBody::File { name, bytes: output.bytes() }
         }
     };
-    Some(Answer { status: head.status, headers: head.headers, body })
+    Ok(Some(Answer { status: head.status, headers: head.headers, body }))
 }
 
 fn log(tools: &Tools, claim: &Claim, output: &Output, finish: &Finish, is_ours: bool) {
@@ -340,11 +344,6 @@ fn asked_pause(output: &Output) -> Duration {
     let asked = head.iter().flat_map(|head| &head.headers).find(|(name, _)| name == "retry-after");
     let seconds = asked.and_then(|(_, value)| std::str::from_utf8(value).ok()?.trim().parse().ok());
     Duration::from_secs(seconds.unwrap_or(0)).min(ASKED_PAUSE_MAX)
-}
-
-/// Log lines carry this much of an error text of the upstream's: a sentence, not an echoed prompt.
-fn brief(text: &str) -> String {
-    text.chars().take(LOGGED_CHARS_MAX).collect()
 }
 
 fn exposure(output: &Output) -> Exposure {

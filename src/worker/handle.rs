@@ -8,7 +8,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::domain::model::ModelName;
 
-use super::border::Chore;
+use super::border::{BorderHold, Chore};
 use super::outputs::Outputs;
 
 /// The worker, from outside. Clones share everything.
@@ -90,14 +90,14 @@ impl WorkerHandle {
         add(&self.counts.cancelled);
     }
 
-    /// Has a model unloaded at the next job border; returns when that was done, or could not be.
-    pub async fn release(&self, model: ModelName) {
+    /// Has a model unloaded at the next job border; returns when that was done, or could not be. Nothing is dispatched
+    /// while the returned hold lives, so that the model is not loaded again before it is changed.
+    pub async fn release(&self, model: ModelName) -> Option<BorderHold> {
         let (done, finished) = oneshot::channel();
-        if self.chores.send(Chore::Release { model, done }).await.is_ok() {
-            self.wake();
-            // The worker that is gone has nothing in flight either.
-            drop(finished.await);
-        }
+        self.chores.send(Chore::Release { model, done }).await.ok()?;
+        self.wake();
+        // A worker that is gone has nothing in flight either.
+        finished.await.ok()
     }
 
     /// Has the configured embedder warmed at the next job border. A full list of chores holds one already.

@@ -26,6 +26,7 @@ use crate::ollama::residency::Residency;
 use crate::shutdown::Tasks;
 use crate::store::Store;
 
+pub use border::BorderHold;
 use border::Chore;
 pub use handle::{Counts, WorkerHandle};
 
@@ -74,6 +75,18 @@ pub struct Worker {
     settings: Settings,
     handle: WorkerHandle,
     chores: mpsc::Receiver<Chore>,
+    /// The outages of the upstream up to which its memory was asked about.
+    outages_seen: u64,
+    /// When ps was last asked.
+    ps_at_ms: i64,
+}
+
+/// Log lines carry this much of an error text of the upstream's: a sentence, not an echoed prompt.
+const LOGGED_CHARS_MAX: usize = 200;
+
+/// An error text, short enough for a log line.
+fn brief(text: &str) -> String {
+    text.chars().take(LOGGED_CHARS_MAX).collect()
 }
 
 impl Worker {
@@ -83,7 +96,15 @@ impl Worker {
         let folder = tools.store.answers_folder();
         let outputs = Arc::new(outputs::Outputs::new(folder, answer_bytes_max));
         let handle = WorkerHandle::new(outputs, chore_sender);
-        (Worker { tools, settings, handle: handle.clone(), chores }, handle)
+        let worker = Worker {
+            tools,
+            settings,
+            handle: handle.clone(),
+            chores,
+            outages_seen: 0,
+            ps_at_ms: 0,
+        };
+        (worker, handle)
     }
 
     fn now_ms(&self) -> i64 {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::clock;
 use crate::domain::job::{Event, Kind};
-use crate::domain::model::LoadKey;
+use crate::domain::model::{LoadKey, ModelName};
 use crate::domain::schedule::{Board, Decision, Lane, LaneHead, Reason, decide};
 use crate::ollama::client::SendError;
 use crate::store::{Claim, StoreError};
@@ -12,6 +12,9 @@ use crate::store::{Claim, StoreError};
 use super::Worker;
 use super::conclude::Conclusion;
 use super::handle::add;
+
+/// How old what ps said may be when a job is dispatched on it.
+const PS_FRESH_MS: i64 = 5_000;
 
 /// Pause after a fault of the store's, so that a full disk is not asked a thousand times a second.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
@@ -52,6 +55,12 @@ impl Worker {
 
     /// One look and what follows from it.
     async fn turn(&mut self) -> Result<Turn, StoreError> {
+        let outages = self.tools.health.outages();
+        if outages != self.outages_seen {
+            // Its runners may be gone with it.
+            self.outages_seen = outages;
+            self.tools.residency.clear();
+        }
         let tasks = self.tools.tasks.clone();
         tokio::select! {
             () = self.do_chores() => (),
@@ -60,15 +69,22 @@ impl Worker {
         if self.tools.residency.is_stale() && !self.refresh_residency().await {
             return Ok(Turn::Acted);
         }
-        let mut board = self.board().await?;
+        let (mut board, wanted) = self.board().await?;
         tokio::select! {
-            () = self.release_idle(&board) => (),
+            () = self.release_idle(&wanted) => (),
             () = tasks.forced() => return Ok(Turn::Acted),
         }
         board.resident = self.tools.residency.board();
         let mut decision = decide(&board);
-        if matches!(decision, Decision::Swap { .. }) {
-            // A load decision is made on what ps says now, not on what it said at the last poll.
+        let is_old = self.now_ms() - self.ps_at_ms > PS_FRESH_MS;
+        if decision != Decision::Idle {
+            // A request for a model that is not resident waits inside Ollama for room: what is dispatched now would wait
+            // behind it, or, with the pin of a load, wedge it (ollama/ollama#17408).
+            self.wait_for_foreign_loads().await;
+        }
+        if matches!(decision, Decision::Swap { .. }) || (decision != Decision::Idle && is_old) {
+            // A load decision is made on what ps says now, not on what it said at the last poll; and a model that was
+            // resident a while ago may have gone with an Ollama that was restarted.
             if !self.refresh_residency().await {
                 return Ok(Turn::Acted);
             }
@@ -89,16 +105,36 @@ impl Worker {
         }
     }
 
-    async fn board(&self) -> Result<Board, StoreError> {
-        let lanes = self.tools.store.ready_lanes(self.now_ms()).await?;
-        let lanes = lanes
-            .into_iter()
-            .map(|ready| LaneHead {
-                lane: Lane::from_text(&ready.lane),
-                oldest_seq: ready.oldest_seq,
-            })
-            .collect();
-        Ok(Board { lanes, resident: self.tools.residency.board() })
+    /// Waits until no embed is loading a model by itself, but not longer than a load may take.
+    async fn wait_for_foreign_loads(&self) {
+        let none = self.tools.residency.no_foreign_loads();
+        tokio::select! {
+            waited = tokio::time::timeout(self.settings.load_limit, none) => {
+                if waited.is_err() {
+                    tracing::warn!("an embed of a model that is not resident does not end; going on without it");
+                }
+            }
+            () = self.tools.tasks.forced() => (),
+        }
+    }
+
+    /// What waits, and which keys are wanted at all, be it by a job that waits for a retry.
+    async fn board(&self) -> Result<(Board, Vec<LoadKey>), StoreError> {
+        let mut board = Board { resident: self.tools.residency.board(), ..Board::default() };
+        let mut wanted = Vec::new();
+        for waiting in self.tools.store.waiting_lanes(self.now_ms()).await? {
+            let Some(lane) = Lane::from_text(&waiting.lane) else {
+                tracing::error!(job.lane = %waiting.lane, "jobs wait in a lane that this version cannot read");
+                continue;
+            };
+            if let Lane::Key(key) = &lane {
+                wanted.push(key.clone());
+            }
+            if let Some(oldest_seq) = waiting.oldest_ready_seq {
+                board.lanes.push(LaneHead { lane, oldest_seq });
+            }
+        }
+        Ok((board, wanted))
     }
 
     /// How long there is nothing to do unless something happens.
@@ -127,7 +163,7 @@ impl Worker {
                 self.attempt(&claim, &output, key.as_ref(), 0).await
             }
         };
-        self.after_attempt(&claim);
+        self.after_attempt(&claim, &conclusion).await;
         self.conclude(claim, output, conclusion).await;
         Ok(Turn::Acted)
     }
@@ -135,7 +171,7 @@ impl Worker {
     async fn swap_and_run(
         &mut self,
         claim: Claim,
-        unload: &[crate::domain::model::ModelName],
+        unload: &[ModelName],
         load: &LoadKey,
         reason: Reason,
     ) {
@@ -168,28 +204,43 @@ impl Worker {
             true => Conclusion::Abandoned,
             false => self.attempt(&claim, &output, Some(load), now_ms - began_ms).await,
         };
-        self.after_attempt(&claim);
         self.conclude(claim, output, conclusion).await;
     }
 
-    /// What a job does to what is known of the memory, whatever came of it.
-    fn after_attempt(&self, claim: &Claim) {
+    /// What a job that ran without a key of its own did to the memory.
+    async fn after_attempt(&self, claim: &Claim, conclusion: &Conclusion) {
         match claim.kind {
             Kind::Run | Kind::Load => (),
-            // Both may have changed what is resident.
-            Kind::Unload | Kind::Opaque => self.tools.residency.doubt(),
+            Kind::Unload => {
+                let model = ModelName::parse(&claim.model).ok().map(|parsed| parsed.name);
+                if let (Some(model), Conclusion::Whole) = (model, conclusion) {
+                    // Ollama answers at once and unloads later: the next job must not meet a runner that is going.
+                    self.wait_until_gone(&model).await;
+                    self.tools.residency.unloaded(&model);
+                } else {
+                    self.tools.residency.doubt();
+                }
+            }
+            Kind::Opaque => self.tools.residency.doubt(),
         }
     }
 
     /// Asks ps. `false` if the upstream is away: then there is nothing to decide. A ps that is merely slow (it waits for
     /// locks during swaps) leaves what is known.
-    pub(super) async fn refresh_residency(&self) -> bool {
+    pub(super) async fn refresh_residency(&mut self) -> bool {
+        self.ps_at_ms = self.now_ms();
         let tools = &self.tools;
         let asked = tools.residency.asking();
         match tools.ollama.ps().await {
             Ok(ps) => {
+                for entry in ps.iter().filter_map(|listed| tools.inventory.find(&listed.model)) {
+                    // Kept by digest; so that an embedder is known as one.
+                    tools.inventory.capabilities(&entry, &tools.ollama).await;
+                }
                 let is_embedder = |model: &_| self.is_embedder(model);
                 let gone = tools.residency.reconcile(asked, &ps, is_embedder, self.now_ms());
+                let digest = |model: &_| tools.inventory.find(model).map(|entry| entry.digest);
+                tools.residency.forget_replaced(&ps, digest);
                 for key in gone {
                     add(&self.handle.counts().external_unloads);
                     tracing::warn!(load.key = %key, "a resident model is gone though foreman did not unload it");
@@ -208,7 +259,7 @@ impl Worker {
     }
 
     /// Whether a model serves embeddings only, or is the configured embedder: never a victim.
-    pub(super) fn is_embedder(&self, model: &crate::domain::model::ModelName) -> bool {
+    pub(super) fn is_embedder(&self, model: &ModelName) -> bool {
         self.embedder().is_some_and(|name| name == *model)
             || self.tools.inventory.is_embedder(model)
     }

@@ -9,9 +9,9 @@ use crate::domain::retry::{Fault, Told, told_by_status};
 use crate::domain::schedule::Reason;
 use crate::ollama::client::SendError;
 
-use super::Worker;
 use super::conclude::Conclusion;
 use super::handle::add;
+use super::{Worker, brief};
 
 /// The longest an unloaded model may stay in ps before the load goes ahead: Ollama gives its memory 5 s to come back, and
 /// a runner that has not died after six times that will not.
@@ -76,7 +76,7 @@ impl Worker {
             Ok(reply) => {
                 self.tools.residency.doubt();
                 let text = reply.error_text();
-                tracing::warn!(load.key = %load, upstream.status = reply.status, upstream.error = %text, "load failed");
+                tracing::warn!(load.key = %load, upstream.status = reply.status, upstream.error = %brief(&text), "load failed");
                 let fault = Fault::Told(passing(reply.status, &text));
                 Err(Conclusion::failed(fault, reply.status, text))
             }
@@ -96,7 +96,7 @@ impl Worker {
                 Conclusion::failed(Fault::Unreachable, 502, text)
             }
             SendError::Late { .. } => Conclusion::failed(Fault::Silent, 504, text),
-            SendError::Broken { .. } | SendError::Strange { .. } => {
+            SendError::Body(_) | SendError::Broken { .. } | SendError::Strange { .. } => {
                 Conclusion::failed(self.cut_or_died().await, 502, text)
             }
         }
@@ -120,7 +120,7 @@ impl Worker {
             return Ok(());
         }
         let text = reply.error_text();
-        tracing::warn!(model.name = %model, upstream.status = reply.status, upstream.error = %text,
+        tracing::warn!(model.name = %model, upstream.status = reply.status, upstream.error = %brief(&text),
             "a resident model could not be unloaded");
         self.tools.residency.doubt();
         match reply.status {
@@ -129,7 +129,7 @@ impl Worker {
         }
     }
 
-    async fn wait_until_gone(&self, model: &ModelName) {
+    pub(super) async fn wait_until_gone(&self, model: &ModelName) {
         let deadline_ms = self.now_ms().saturating_add(clock::millis(GONE_LIMIT));
         let mut pause = GONE_PAUSE_FIRST;
         while self.now_ms() < deadline_ms {

@@ -335,7 +335,8 @@ impl Network {
         let seen = Arc::clone(&breaks);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                if seen.borrow().is_multiple_of(2) {
+                let breaks: u32 = *seen.borrow();
+                if breaks.is_multiple_of(2) {
                     tokio::spawn(carry(client, server, seen.subscribe()));
                 }
             }

@@ -37,12 +37,12 @@ pub enum Lane {
 }
 
 impl Lane {
-    /// The lane of that text; a text that is no load key is the lane of what could not be placed.
-    pub fn from_text(text: &str) -> Lane {
+    /// The lane of that text; `None` for a text that no version of this program wrote, or a later one.
+    pub fn from_text(text: &str) -> Option<Lane> {
         match text {
-            UNLOAD => Lane::Unload,
-            OPAQUE => Lane::Opaque,
-            key => key.parse().map_or(Lane::Opaque, Lane::Key),
+            UNLOAD => Some(Lane::Unload),
+            OPAQUE => Some(Lane::Opaque),
+            key => key.parse().ok().map(Lane::Key),
         }
     }
 }

@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -232,6 +232,11 @@ impl Output {
         self.changed.notify_waiters();
     }
 
+    /// Whether nothing more will come.
+    pub fn has_ended(&self) -> bool {
+        self.lock().end.is_some()
+    }
+
     /// Bytes so far.
     pub fn bytes(&self) -> u64 {
         self.lock().bytes
@@ -269,6 +274,11 @@ impl Output {
             }
         }
         Ok(())
+    }
+
+    /// The file of a large answer.
+    pub fn file_path(&self) -> &Path {
+        &self.spill_path
     }
 
     /// The name of the file, without its folder.
@@ -340,7 +350,8 @@ impl Output {
     fn spill(&self, chunk: &[u8]) -> std::io::Result<()> {
         let (file, before) = {
             let inner = self.lock();
-            (inner.file.clone(), inner.chunks.clone())
+            let before = if inner.file.is_none() { inner.chunks.clone() } else { Vec::new() };
+            (inner.file.clone(), before)
         };
         let file = match file {
             Some(file) => file,

@@ -131,6 +131,7 @@ async fn serve(mut stream: TcpStream, world: World) -> io::Result<()> {
             read_body(&mut stream, &lower, &mut body).await?;
         }
         if lower.contains("\r\nx-script:") {
+            world.heed_unload(&body);
             drop(world.asked.send(Asked { head, body, stream }).await);
             return Ok(());
         }
@@ -171,6 +172,16 @@ async fn read_body(stream: &mut TcpStream, head: &str, body: &mut Vec<u8>) -> io
 }
 
 impl World {
+    /// A client's unload takes the model out of ps, whatever the test answers to it.
+    fn heed_unload(&self, body: &[u8]) {
+        let asked: Value = serde_json::from_slice(body).unwrap_or_default();
+        if asked["keep_alive"] == 0 {
+            let model = asked["model"].as_str().unwrap_or_default();
+            let is_it = |name: &String| name.split(':').next() == Some(model);
+            self.resident.lock().unwrap().retain(|name| !is_it(name));
+        }
+    }
+
     /// What Ollama would answer to one of foreman's own calls; `None` is a 404.
     fn answer(&self, head: &str, body: &[u8]) -> Option<Value> {
         let mut resident = self.resident.lock().unwrap();
