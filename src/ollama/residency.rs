@@ -278,7 +278,7 @@ mod tests {
         let old = PsModel { digest: "old".to_owned(), ..ps("a") };
         let new = PsModel { digest: "new".to_owned(), ..ps("a") };
         let known = || residency.board()[0].key.is_some();
-        residency.forget_replaced(&[old.clone()], |_| Some("old".to_owned()));
+        residency.forget_replaced(std::slice::from_ref(&old), |_| Some("old".to_owned()));
         assert!(known());
         residency.forget_replaced(&[old.clone(), new], |_| Some("new".to_owned()));
         assert!(known(), "the new runner is there, beside the old one");

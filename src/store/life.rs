@@ -82,63 +82,52 @@ pub(super) fn claim(
          WHERE seq = (SELECT seq FROM job WHERE state = 'queued' AND lane = ?1
                         AND (not_before_ms <= ?2 OR not_before_ms > ?4) ORDER BY seq LIMIT 1)
            AND state IN ({})
-         RETURNING seq, id, lease_epoch, kind, dialect, model, is_streamed, attempts, interruptions, deferrals,
-                   created_at_ms",
+         RETURNING seq, lease_epoch",
         sources(event)
     );
-    let claimed = tx
+    let latest_ms = at_ms.saturating_add(DELAY_MS_MAX);
+    let claimed: Option<(i64, i64)> = tx
         .prepare_cached(&sql)?
-        .query_row(params![lane, at_ms, to.name(), at_ms.saturating_add(DELAY_MS_MAX)], |row| {
-            let text = |index: usize| row.get::<_, String>(index);
-            let counters = Counters {
-                attempts: rows::small(row.get(7)?),
-                interruptions: rows::small(row.get(8)?),
-                deferrals: rows::small(row.get(9)?),
-            };
-            Ok((
-                row.get(0)?,
-                text(1)?,
-                row.get(2)?,
-                text(3)?,
-                text(4)?,
-                text(5)?,
-                row.get(6)?,
-                counters,
-                row.get(10)?,
-            ))
-        })
+        .query_row(params![lane, at_ms, to.name(), latest_ms], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
-    let Some((seq, id, lease_epoch, kind, dialect, model, is_streamed, counters, created_at_ms)) =
-        claimed
-    else {
-        return Ok(None);
-    };
-    record(tx, seq, Some(State::Queued), to, &Note { epoch: lease_epoch, at_ms, text: None })?;
-    let read = || -> Result<_, StoreError> {
-        let id: JobId = id.parse().map_err(|_| StoreError::Strange(format!("job id {id}")))?;
-        let kind = Kind::from_name(&kind);
-        let kind = kind.ok_or_else(|| StoreError::Strange("its kind".to_owned()))?;
-        let dialect = Dialect::from_name(&dialect);
-        let dialect = dialect.ok_or_else(|| StoreError::Strange("its dialect".to_owned()))?;
-        Ok((id, kind, dialect, request(tx, seq)?))
-    };
-    let (id, kind, dialect, (path_and_query, headers, body)) = match read() {
-        Ok(read) => read,
+    let Some((seq, epoch)) = claimed else { return Ok(None) };
+    record(tx, seq, Some(State::Queued), to, &Note { epoch, at_ms, text: None })?;
+    match claimed_job(tx, seq) {
+        Ok(claim) => Ok(Some(claim)),
         Err(StoreError::Strange(what)) => {
             // One row that cannot be read must not block all that wait behind it.
             let text = format!("the stored job cannot be read: {what}");
             let ending = Ending { event: Event::Fail, answer: None, error: Some(text) };
-            finish(tx, seq, lease_epoch, &ending, at_ms)?;
-            return Ok(None);
+            finish(tx, seq, epoch, &ending, at_ms)?;
+            Ok(None)
         }
-        Err(fault) => return Err(fault),
-    };
-    Ok(Some(Claim {
+        Err(fault) => Err(fault),
+    }
+}
+
+/// A job that was just claimed, with its request.
+fn claimed_job(tx: &Connection, seq: i64) -> Result<Claim, StoreError> {
+    let (path_and_query, headers, body) = request(tx, seq)?;
+    let sql = "SELECT id, lease_epoch, kind, dialect, model, is_streamed, attempts, interruptions, deferrals,
+                      created_at_ms, claimed_at_ms FROM job WHERE seq = ?1";
+    let row = tx.prepare_cached(sql)?.query_row([seq], |row| {
+        let counters = Counters {
+            attempts: rows::small(row.get(6)?),
+            interruptions: rows::small(row.get(7)?),
+            deferrals: rows::small(row.get(8)?),
+        };
+        let names: [String; 3] = [row.get(0)?, row.get(2)?, row.get(3)?];
+        Ok((names, row.get(1)?, row.get(4)?, row.get(5)?, counters, row.get(9)?, row.get(10)?))
+    })?;
+    let ([id, kind, dialect], lease_epoch, model, is_streamed, counters, created_at_ms, at_ms) =
+        row;
+    let strange = |what: &str, text: &str| StoreError::Strange(format!("{what} {text:?}"));
+    Ok(Claim {
         seq,
-        id,
+        id: id.parse().map_err(|_| strange("id", &id))?,
         lease_epoch,
-        kind,
-        dialect,
+        kind: Kind::from_name(&kind).ok_or_else(|| strange("kind", &kind))?,
+        dialect: Dialect::from_name(&dialect).ok_or_else(|| strange("dialect", &dialect))?,
         model,
         is_streamed,
         counters,
@@ -147,7 +136,7 @@ pub(super) fn claim(
         path_and_query,
         headers,
         body,
-    }))
+    })
 }
 
 fn request(tx: &Connection, seq: i64) -> Result<(String, HeaderList, Bytes), StoreError> {

@@ -544,3 +544,21 @@ async fn ten_thousand_random_requests_leave_foreman_well() {
     let answer = raw::ask(addr, "POST", "/api/chat", &[], CHAT.as_bytes()).await;
     assert_eq!(answer.status(), 200, "seed {seed}");
 }
+
+/// A refusal that comes before the body is read is seen also by a client that sends all of it first: foreman reads on for a
+/// while instead of resetting the connection.
+#[tokio::test]
+async fn an_early_refusal_is_seen_by_a_client_that_sends_first() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let stub = Stub::start(stub_config(&["m"])).await;
+    let foreman = Foreman::start_with(&stub, |raw| raw.token = Some("s3cret".to_owned())).await;
+    for _ in 0..5 {
+        let mut client = tokio::net::TcpStream::connect(foreman.addr).await.unwrap();
+        let head = "POST /api/chat HTTP/1.1\r\nhost: localhost\r\ncontent-length: 8388608\r\n\r\n";
+        client.write_all(head.as_bytes()).await.unwrap();
+        client.write_all(&vec![b' '; 8 * 1024 * 1024]).await.unwrap();
+        let mut answer = [0; 12];
+        client.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 401");
+    }
+}

@@ -111,3 +111,30 @@ async fn embeds_in_flight_are_capped() {
     }
     assert!(stub.counts().embeds_max <= 3);
 }
+
+/// An embed of a model that is not resident makes Ollama load it: meanwhile foreman dispatches nothing that would wait behind
+/// it, or wedge it with the pin of a load.
+#[tokio::test]
+async fn a_job_waits_for_an_embed_that_loads() {
+    let stub = Stub::start(stub_config(&["a"])).await;
+    let foreman = Foreman::start(&stub).await.up().await;
+    let addr = foreman.addr;
+    stub.hold_loads();
+    let embed = json!({ "model": "embed", "input": "x" });
+    let embed = tokio::spawn(async move { post(addr, "/api/embed", &embed).await });
+    stub.wait_until(|snapshot| snapshot.loading.as_deref() == Some("embed:latest")).await;
+    let job = tokio::spawn(async move { post(addr, "/api/chat", &chat("a", "x")).await });
+    foreman.wait_for_depth(1).await;
+    for _ in 0..20 {
+        foreman.status().await;
+    }
+    assert!(
+        !stub
+            .log()
+            .iter()
+            .any(|entry| entry.model.as_deref().is_some_and(|model| model.starts_with('a')))
+    );
+    stub.release_loads();
+    assert_eq!(embed.await.unwrap().status, 200);
+    assert!(job.await.unwrap().is_whole);
+}

@@ -209,6 +209,32 @@ async fn a_clients_load_and_unload_are_jobs_of_their_own_kind() {
     stub.wait_until(|snapshot| snapshot.resident.is_empty()).await;
     assert_eq!(stub.counts().evictions, 0);
     assert_eq!(post(foreman.addr, "/api/chat", &chat_unstreamed("a", "x")).await.status, 200);
+    assert_eq!(
+        foreman.status().await["since_start"]["external_unloads"],
+        0,
+        "it was foreman's doing"
+    );
+}
+
+/// A client that wants a model kept is heeded over an earlier one that wanted it gone.
+#[tokio::test]
+async fn a_clients_load_outlives_an_earlier_release() {
+    let stub = Stub::start(stub_config(&["a"])).await;
+    let foreman = Foreman::start(&stub).await.up().await;
+    stub.hold_tokens();
+    let addr = foreman.addr;
+    let mut passing = chat_unstreamed("a", "x");
+    passing["keep_alive"] = json!(0);
+    let passing = tokio::spawn(async move { post(addr, "/api/chat", &passing).await });
+    stub.wait_until(|snapshot| snapshot.generating.len() == 1).await;
+    let load = json!({ "model": "a", "keep_alive": -1 });
+    let load = tokio::spawn(async move { post(addr, "/api/generate", &load).await });
+    foreman.wait_for_depth(1).await;
+    stub.release_tokens();
+    assert_eq!(passing.await.unwrap().status, 200);
+    assert_eq!(load.await.unwrap().json()["done_reason"], "load");
+    assert_eq!(post(addr, "/api/chat", &chat_unstreamed("a", "again")).await.status, 200);
+    assert_eq!((stub.counts().loads, stub.counts().unloads), (1, 0));
 }
 
 /// A client's unload waits for the running job and leaves what is queued waiting.

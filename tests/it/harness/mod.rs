@@ -19,7 +19,7 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-pub(crate) use client::{Answer, Stream, get, post, send};
+pub(crate) use client::{Answer, get, post, send};
 
 /// How long anything in a test may take before it counts as never: far above what a loaded machine needs.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);

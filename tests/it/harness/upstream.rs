@@ -98,14 +98,6 @@ impl Asked {
         self.stream.write_all(bytes.as_ref()).await.unwrap();
     }
 
-    /// A header's value, by its name in any case.
-    pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        self.headers()
-            .into_iter()
-            .find(|(key, _)| key.eq_ignore_ascii_case(name))
-            .map(|found| found.1)
-    }
-
     pub(crate) fn headers(&self) -> Vec<(&str, &str)> {
         let lines = self.head.split("\r\n").skip(1);
         lines.filter_map(|line| line.split_once(": ")).collect()
