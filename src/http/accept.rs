@@ -181,3 +181,25 @@ impl AsyncWrite for StallGuard {
         Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt;
+
+    /// Time stands still while bytes go out and runs on when nothing moves, so the limit passes at once.
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_nothing_is_given_up() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut guarded = StallGuard::new(stream);
+        let fault = loop {
+            if let Err(fault) = guarded.write_all(&[0; 64 * 1024]).await {
+                break fault;
+            }
+        };
+        assert_eq!(fault.kind(), io::ErrorKind::TimedOut);
+        drop(client);
+    }
+}

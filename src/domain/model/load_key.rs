@@ -2,7 +2,7 @@
 //!
 //! Pure comparison and text: this file never asks an Ollama what it holds, and it knows nothing of
 //! JSON. The peek makes the options, the scheduler compares the keys, the store keeps their text
-//! (reference/ollama.md 5c).
+//! (docs/ollama.md, what forces a reload).
 
 use super::ModelName;
 use std::fmt;

@@ -4,7 +4,7 @@
 //!
 //! Pure text: this file never asks an Ollama what it holds. Requests, the inventory and load keys
 //! all speak of models in these types; the rules are those of Ollama's `types/model/name.go` and
-//! `internal/modelref` (reference/ollama.md 6).
+//! `internal/modelref` (docs/ollama.md, names).
 
 pub mod load_key;
 

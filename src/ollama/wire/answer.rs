@@ -1,7 +1,7 @@
 //! Tells whether an answer is whole, from its bytes as they arrive.
 //!
 //! The end of an HTTP answer proves nothing: Ollama ends streams cleanly that never got to their end
-//! mark (reference/ollama.md 2d). So each dialect's mark is looked for, as a top-level member of a
+//! mark (docs/ollama.md, answers). So each dialect's mark is looked for, as a top-level member of a
 //! parsed record and never as a substring, in chunks cut anywhere and in bounded memory. The worker
 //! feeds this while it relays; it never changes a byte.
 

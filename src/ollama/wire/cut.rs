@@ -1,6 +1,6 @@
 //! Takes the `keep_alive` members out of a body, and touches no other byte.
 //!
-//! Repeating `keep_alive` on a busy runner deadlocks Ollama (reference/ollama.md 5f), so foreman
+//! Repeating `keep_alive` on a busy runner deadlocks Ollama (docs/ollama.md, the scheduler), so foreman
 //! pins models itself and sends everything else without it. The ranges come from
 //! [`super::peek::Request::keep_alive_members`] of the same body.
 

@@ -1,7 +1,7 @@
 //! `keep_alive` as Ollama reads it: from a request's JSON, and from the environment.
 //!
 //! The two grammars differ (a bare `"300"` is a fault in JSON, seconds in the environment), so each
-//! has its own parser (reference/ollama.md 3a). Nothing here decides what foreman does with it.
+//! has its own parser (docs/ollama.md, `keep_alive`). Nothing here decides what foreman does with it.
 
 use super::json::Kind;
 use super::text;
@@ -199,7 +199,7 @@ mod tests {
         KeepAlive::For(Duration::from_millis(millis))
     }
 
-    /// The table of reference/ollama.md 3a, row by row.
+    /// The table of docs/ollama.md, `keep_alive`, row by row.
     #[test]
     fn json_values_mean_what_they_mean_to_ollama() {
         assert_eq!(json("null"), Ok(None));

@@ -1,7 +1,7 @@
 //! What a request asks for, read from its original bytes the way Ollama's handlers read them.
 //!
 //! Go's decoder decides: keys fold case, the last duplicate wins, only the first JSON value counts,
-//! bad UTF-8 passes (reference/ollama.md 8, traps 1 to 5). A request is refused here only when
+//! bad UTF-8 passes (docs/ollama.md, how it reads a request). A request is refused here only when
 //! Ollama will certainly answer it without touching the GPU; in doubt it is a request. The HTTP side
 //! calls this once per body; nothing is ever re-encoded.
 
@@ -212,7 +212,7 @@ mod tests {
         }
     }
 
-    /// Trap 2 of reference/ollama.md 8.
+    /// Names in any case and last duplicates (docs/ollama.md).
     #[test]
     fn keys_fold_case_and_the_last_duplicate_wins() {
         let body =
