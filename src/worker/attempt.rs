@@ -36,9 +36,9 @@ const ERROR_BYTES_MAX: u64 = 1024 * 1024;
 /// A stream whose first record is not complete after this many bytes is shown all the same.
 const HIDDEN_BYTES_MAX: u64 = 256 * 1024;
 
-/// How long an answer may stay silent after its upstream was away and came back. A stream that survived goes on at once;
-/// an unstreamed answer that survived is lost to this and made anew, which is safe.
-const RETURN_GRACE: Duration = Duration::from_secs(10);
+/// How long an answer may stay silent after its upstream was away and came back without its model. Where the model is
+/// still there the connection may have survived, and the idle limit is the measure.
+const RETURN_GRACE: Duration = Duration::from_secs(5);
 
 /// After the end mark, how long the end of the HTTP message is waited for: it only decides whether the connection can be
 /// used again.
@@ -65,7 +65,7 @@ impl Worker {
                 Conclusion::Stopped("foreman was stopped before the answer was whole".to_owned())
             }
             () = output.abandoned() => Conclusion::Abandoned,
-            () = self.left_behind(output) => {
+            () = self.left_behind(output, key) => {
                 let text = "ollama went away while the job ran, and came back without it".to_owned();
                 Conclusion::failed(Fault::UpstreamDied, 502, text)
             }
@@ -83,15 +83,25 @@ impl Worker {
     /// Returns when the upstream went away and came back, and nothing more of this answer came after that. A host that sleeps
     /// or a network that breaks leaves a connection that looks open and never says anything again; without this an
     /// unstreamed job would hold the worker for ever.
-    async fn left_behind(&self, output: &Output) {
+    async fn left_behind(&self, output: &Output, key: Option<&LoadKey>) {
         loop {
             self.tools.health.returned().await;
             let bytes = output.bytes();
-            tokio::time::sleep(self.settings.idle_limit.min(RETURN_GRACE)).await;
+            let idle_limit = self.settings.idle_limit;
+            let grace =
+                if self.has_lost(key).await { idle_limit.min(RETURN_GRACE) } else { idle_limit };
+            tokio::time::sleep(grace).await;
             if output.bytes() == bytes {
                 return;
             }
         }
+    }
+
+    /// Whether the upstream no longer holds the key: it was started anew, and the job's runner died with it.
+    async fn has_lost(&self, key: Option<&LoadKey>) -> bool {
+        let Some(key) = key else { return false };
+        let ps = self.tools.ollama.ps().await;
+        ps.is_ok_and(|ps| ps.iter().all(|listed| listed.model != key.model))
     }
 
     /// The original bytes, minus every top-level `keep_alive`: repeated on a busy runner it can deadlock Ollama. What the
