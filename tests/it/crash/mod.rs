@@ -62,6 +62,7 @@ async fn killed_at_random_no_acknowledged_job_is_lost_and_none_ends_twice() {
     println!("FOREMAN_TEST_SEED={seed} FOREMAN_TEST_KILLS={kills}");
     let folder = tempfile::tempdir().unwrap();
     let db = folder.path().join("foreman.db");
+    oracle::prepare(&db).await;
     let stub = Stub::start(config()).await;
     let load = Arc::new(Load::default());
     let watcher = tokio::spawn(load::watch(Arc::clone(&load)));

@@ -15,7 +15,7 @@ use crate::harness::client::{chat, chat_unstreamed, post_stream, request, try_op
 use crate::harness::daemon::{Daemon, command};
 use crate::harness::{Answer, DEADLINE, get, post, stub_config};
 
-use super::oracle::{Job, jobs};
+use super::oracle::{Job, jobs, prepare};
 
 /// Tokens of a stream that is held in its middle.
 const LONG: u32 = 40;
@@ -30,7 +30,9 @@ impl Place {
     async fn new(models: &[&str]) -> Place {
         let mut config = stub_config(models);
         config.wait_max = DEADLINE;
-        Place { stub: Stub::start(config).await, folder: tempfile::tempdir().unwrap() }
+        let place = Place { stub: Stub::start(config).await, folder: tempfile::tempdir().unwrap() };
+        prepare(&place.db()).await;
+        place
     }
 
     fn db(&self) -> std::path::PathBuf {
