@@ -17,10 +17,10 @@ mod schema;
 mod writer;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::{Connection, OpenFlags, Transaction};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use answers::{Answer, AnswerBody};
 pub use error::StoreError;
@@ -114,16 +114,15 @@ impl Store {
         T: Send + 'static,
         F: FnOnce(&Transaction<'_>) -> Result<T, StoreError> + Send + 'static,
     {
-        let shared = Arc::clone(&self.shared);
-        let _permit = self.shared.free_readers.acquire().await.map_err(|_| StoreError::Closed)?;
+        let free = Arc::clone(&self.shared.free_readers);
+        let place = free.acquire_owned().await.map_err(|_| StoreError::Closed)?;
+        let mut reader = Reader::take(Arc::clone(&self.shared), place)?;
+        // The reader goes with the question, not with whoever asked: an asker may leave before the answer.
         let answer = tokio::task::spawn_blocking(move || {
-            let mut connection = shared.take_reader().ok_or(StoreError::Closed)?;
-            let answer =
-                connection.transaction().map_err(StoreError::from).and_then(|tx| question(&tx));
-            shared.return_reader(connection);
-            answer
+            let tx = reader.connection()?.transaction()?;
+            question(&tx)
         });
-        answer.await.map_err(|_| StoreError::Closed)?
+        answer.await.map_err(|fault| StoreError::Strange(format!("a question died: {fault}")))?
     }
 
     /// Waits for what was handed in, folds the write-ahead log into the database, and ends the writer thread. Later
@@ -133,13 +132,37 @@ impl Store {
     }
 }
 
-impl Shared {
-    fn take_reader(&self) -> Option<Connection> {
-        self.readers.lock().unwrap_or_else(PoisonError::into_inner).pop()
+/// A read-only connection on loan. Dropping it gives connection and place back together.
+struct Reader {
+    shared: Arc<Shared>,
+    connection: Option<Connection>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Reader {
+    fn take(shared: Arc<Shared>, place: OwnedSemaphorePermit) -> Result<Reader, StoreError> {
+        let connection = shared.lock_readers().pop();
+        let connection = match connection {
+            Some(connection) => connection,
+            None => open_reader(&shared.path)?,
+        };
+        Ok(Reader { shared, connection: Some(connection), _place: place })
     }
 
-    fn return_reader(&self, connection: Connection) {
-        self.readers.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+    fn connection(&mut self) -> Result<&mut Connection, StoreError> {
+        self.connection.as_mut().ok_or(StoreError::Closed)
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.shared.lock_readers().extend(self.connection.take());
+    }
+}
+
+impl Shared {
+    fn lock_readers(&self) -> MutexGuard<'_, Vec<Connection>> {
+        self.readers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
