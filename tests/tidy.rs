@@ -14,7 +14,7 @@ const ROOMS: &[Room] = &[
     Room { name: "guard", may_import: &[], owns: &[] },
     Room { name: "store", may_import: &["domain"], owns: &["rusqlite"] },
     Room { name: "ollama", may_import: &["domain"], owns: &["hyper_util::client"] },
-    Room { name: "config", may_import: &["guard", "ollama"], owns: &["dirs"] },
+    Room { name: "config", may_import: &["domain", "guard", "ollama"], owns: &["dirs"] },
     Room {
         name: "worker",
         may_import: &["domain", "clock", "shutdown", "store", "ollama"],

@@ -21,15 +21,15 @@ const LOG_DEFAULT: &str = "info";
 /// Runs the daemon in the foreground.
 pub(super) fn serve(arguments: &Serve) -> Exit {
     let log = arguments.log.as_deref().filter(|log| !log.is_empty()).unwrap_or(LOG_DEFAULT);
-    let filter = EnvFilter::try_new(log);
+    let filter = if is_readable(log) { EnvFilter::try_new(log).ok() } else { None };
     let config = Config::check(&arguments.raw());
     let (filter, config) = match (filter, config) {
-        (Ok(filter), Ok(config)) => (filter, config),
+        (Some(filter), Ok(config)) => (filter, config),
         (filter, config) => {
             for fault in config.err().into_iter().flatten() {
                 say(&fault.to_string());
             }
-            if filter.is_err() {
+            if filter.is_none() {
                 say(&format!(
                     "FOREMAN_LOG={log:?}: a filter such as info, debug or foreman::worker=debug"
                 ));
@@ -77,6 +77,16 @@ async fn run(config: Config) -> Exit {
         Stopped::Misled => Exit::Usage,
         Stopped::Broken => Exit::Failed,
     }
+}
+
+/// Whether each part of a log filter names a level. Without this a typing error would count as the name of a module, and
+/// silence everything.
+fn is_readable(log: &str) -> bool {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    log.split(',').all(|part| {
+        let level = part.rsplit('=').next().unwrap_or(part).trim();
+        LEVELS.iter().any(|known| known.eq_ignore_ascii_case(level))
+    })
 }
 
 /// A message for each SIGTERM or SIGINT.

@@ -127,8 +127,8 @@ fn queue(page: &mut Page, queue: &Value) {
         };
         page.line(&format!(
             "            {:>2} {:>8} {:>7}  {}{delayed}",
-            lane["position"],
-            lane["depth"],
+            lane["position"].as_u64().unwrap_or(0),
+            lane["depth"].as_u64().unwrap_or(0),
             age(lane["oldest_age_ms"].as_i64().unwrap_or(0)),
             text(&lane["lane"])
         ));
@@ -187,5 +187,10 @@ mod tests {
         assert!(page.lines().all(|line| line.chars().count() <= WIDTH), "{page}");
         assert!(page.contains("up 2m00s"), "{page}");
         assert!(page.contains("2 loads (1 swaps), 5 done"), "{page}");
+        let columns = [
+            "             #  waiting  oldest  load key",
+            "             1        3   1m30s  registry",
+        ];
+        assert!(columns.iter().all(|line| page.contains(line)), "{page}");
     }
 }

@@ -13,7 +13,7 @@ mod values;
 
 pub use values::address;
 use values::{
-    attempts, bytes, count, database, duration, keep_alive, optional, origins, positive, secret,
+    attempts, bytes, count, database, duration, keep_alive, model, origins, positive, secret,
     upstream,
 };
 
@@ -198,7 +198,7 @@ fn read(raw: &Raw, faults: &mut Faults) -> Option<Config> {
     let token = faults.read("FOREMAN_TOKEN", raw.token.as_ref(), "", secret);
     let origins = faults.read("OLLAMA_ORIGINS", raw.origins.as_ref(), "", origins);
     let keep_alive = faults.read("FOREMAN_KEEP_ALIVE", raw.keep_alive.as_ref(), "-1", keep_alive);
-    let embed_model = faults.read("FOREMAN_EMBED_MODEL", raw.embed_model.as_ref(), "", optional);
+    let embed_model = faults.read("FOREMAN_EMBED_MODEL", raw.embed_model.as_ref(), "", model);
     let poll = faults.read("FOREMAN_POLL_INTERVAL", raw.poll_interval.as_ref(), "30s", positive);
     let attempts = faults.read("FOREMAN_MAX_ATTEMPTS", raw.max_attempts.as_ref(), "3", attempts);
     let ttl = faults.read("FOREMAN_JOB_TTL", raw.job_ttl.as_ref(), "24h", positive);

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::domain::model::ModelName;
 use crate::guard::check_origins;
 use crate::ollama::url::{Scheme, UpstreamUrl};
 use crate::ollama::wire::keep_alive::{KeepAlive, parse_environment};
@@ -76,8 +77,14 @@ pub(super) fn keep_alive(text: &str) -> Result<Option<Duration>, String> {
     }
 }
 
-pub(super) fn optional(text: &str) -> Result<Option<String>, String> {
-    Ok((!text.is_empty()).then(|| text.to_owned()))
+pub(super) fn model(text: &str) -> Result<Option<String>, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    match ModelName::parse(text) {
+        Ok(_) => Ok(Some(text.to_owned())),
+        Err(_) => Err("the name of a model, such as nomic-embed-text".to_owned()),
+    }
 }
 
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
@@ -119,6 +126,7 @@ pub(super) fn bytes(text: &str) -> Result<u64, String> {
         "k" | "kb" | "kib" => 1024,
         "m" | "mb" | "mib" => MIB,
         "g" | "gb" | "gib" => 1024 * MIB,
+        "t" | "tb" | "tib" => 1024 * 1024 * MIB,
         _ => return Err(ALLOWED.to_owned()),
     };
     let size = number.checked_mul(unit).ok_or_else(|| ALLOWED.to_owned())?;

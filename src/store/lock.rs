@@ -32,6 +32,7 @@ impl Lock {
             }
             Err(TryLockError::Error(fault)) => return Err(StoreError::file(&lock_path, &fault)),
         }
+        keep_private(&lock_path).map_err(|fault| StoreError::file(&lock_path, &fault))?;
         let named = file.set_len(0).and_then(|()| write!(file, "{}", std::process::id()));
         named.map_err(|fault| StoreError::file(&lock_path, &fault))?;
         Ok(Lock { _file: file })
@@ -53,17 +54,22 @@ fn lock_path(path: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// Makes the database readable by its owner only: it holds prompts and answers. SQLite gives its side files the
-/// same mode.
+/// Makes an empty file that only its owner can read; one that exists is left as it is.
+pub(super) fn create_private(path: &Path) -> std::io::Result<()> {
+    OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
+    keep_private(path)
+}
+
+/// Makes a file readable by its owner only: the database holds prompts and answers. SQLite gives its side files the same
+/// mode.
 #[cfg(unix)]
-pub(super) fn keep_private(path: &Path) -> Result<(), StoreError> {
+pub(super) fn keep_private(path: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
-        .map_err(|fault| StoreError::file(path, &fault))
 }
 
 /// On other systems the user's own folder is private already.
 #[cfg(not(unix))]
-pub(super) fn keep_private(_path: &Path) -> Result<(), StoreError> {
+pub(super) fn keep_private(_path: &Path) -> std::io::Result<()> {
     Ok(())
 }

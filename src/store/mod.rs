@@ -61,7 +61,7 @@ impl Store {
         let path = &real_path(path)?;
         let lock = lock::Lock::take(path)?;
         let mut connection = Connection::open(path)?;
-        lock::keep_private(path)?;
+        lock::keep_private(path).map_err(|fault| StoreError::file(path, &fault))?;
         schema::prepare(&connection)?;
         schema::migrate(&mut connection)?;
         let recovered = {
@@ -175,13 +175,12 @@ fn real_path(path: &Path) -> Result<PathBuf, StoreError> {
     if path.exists() {
         return path.canonicalize().map_err(fault_at(path));
     }
-    let folder = match path.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
-    };
-    std::fs::create_dir_all(folder).map_err(fault_at(folder))?;
-    let folder = folder.canonicalize().map_err(fault_at(folder))?;
-    Ok(path.file_name().map_or_else(|| folder.clone(), |name| folder.join(name)))
+    if let Some(folder) = path.parent().filter(|folder| *folder != Path::new("")) {
+        std::fs::create_dir_all(folder).map_err(fault_at(folder))?;
+    }
+    // Made before it is named: a link to a file that is yet to be is followed, too.
+    lock::create_private(path).map_err(fault_at(path))?;
+    path.canonicalize().map_err(fault_at(path))
 }
 
 fn open_reader(path: &Path) -> Result<Connection, StoreError> {

@@ -167,6 +167,11 @@ async fn a_second_daemon_by_another_name_of_the_database_is_refused() {
     let link = folder.path().join("link.db");
     std::os::unix::fs::symlink(&path, &link).unwrap();
     assert!(matches!(Store::open(&link, 0).err(), Some(StoreError::InUse { .. })));
+    // A link that was there before its database.
+    let (early, late) = (folder.path().join("early.db"), folder.path().join("late.db"));
+    std::os::unix::fs::symlink(&late, &early).unwrap();
+    let (_by_link, _) = Store::open(&early, 0).unwrap();
+    assert!(matches!(Store::open(&late, 0).err(), Some(StoreError::InUse { .. })));
 }
 
 #[tokio::test]

@@ -98,9 +98,8 @@ impl Worker {
     pub(super) async fn release_idle(&self, wanted: &[LoadKey]) {
         let now_ms = self.now_ms();
         for entry in self.tools.residency.entries() {
-            let is_wanted = wanted.iter().any(|key| key.model == entry.resident.model);
             let is_due = release_at_ms(&entry).is_some_and(|at_ms| at_ms <= now_ms);
-            if is_due && !is_wanted {
+            if is_due && !is_wanted(&entry, wanted) {
                 tracing::info!(model.name = %entry.resident.model, "releasing an idle model");
                 self.unload_beside_jobs(&entry.resident.model).await;
             }
@@ -117,10 +116,17 @@ impl Worker {
         }
     }
 
-    /// When the next idle model is to go.
-    pub(super) fn next_release_at_ms(&self) -> Option<i64> {
-        self.tools.residency.entries().iter().filter_map(release_at_ms).min()
+    /// When the next idle model that no job wants is to go.
+    pub(super) fn next_release_at_ms(&self, wanted: &[LoadKey]) -> Option<i64> {
+        let entries = self.tools.residency.entries();
+        let idle = entries.iter().filter(|entry| !is_wanted(entry, wanted));
+        idle.filter_map(release_at_ms).min()
     }
+}
+
+/// Whether a job waits for this model, be it for a retry.
+fn is_wanted(entry: &Entry, wanted: &[LoadKey]) -> bool {
+    wanted.iter().any(|key| key.model == entry.resident.model)
 }
 
 /// When an entry is to go if nobody uses it; `None` is never. What foreman did not load is not foreman's to release.

@@ -13,6 +13,13 @@ use super::Worker;
 use super::conclude::Conclusion;
 use super::handle::add;
 
+/// How long a job on a resident key waits for an embed that loads a model by itself. Such a job cannot wedge Ollama, it
+/// only stands in the load's way.
+const FOREIGN_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often ps is asked meanwhile.
+const FOREIGN_POLL: Duration = Duration::from_millis(100);
+
 /// How old what ps said may be when a job is dispatched on it.
 const PS_FRESH_MS: i64 = 5_000;
 
@@ -76,23 +83,31 @@ impl Worker {
         }
         board.resident = self.tools.residency.board();
         let mut decision = decide(&board);
-        let is_old = self.now_ms() - self.ps_at_ms > PS_FRESH_MS;
-        if decision != Decision::Idle {
-            // A request for a model that is not resident waits inside Ollama for room: what is dispatched now would wait
-            // behind it, or, with the pin of a load, wedge it (ollama/ollama#17408).
-            self.wait_for_foreign_loads().await;
+        if decision == Decision::Idle {
+            return Ok(Turn::Idle { until: self.rest(&wanted).await? });
         }
-        if matches!(decision, Decision::Swap { .. }) || (decision != Decision::Idle && is_old) {
+        let has_waited = self.wait_for_foreign_loads(&decision).await;
+        let is_old = self.now_ms() - self.ps_at_ms > PS_FRESH_MS;
+        if has_waited || is_old || matches!(decision, Decision::Swap { .. }) {
             // A load decision is made on what ps says now, not on what it said at the last poll; and a model that was
-            // resident a while ago may have gone with an Ollama that was restarted.
-            if !self.refresh_residency().await {
+            // resident a while ago may have gone, with an Ollama that was restarted or for somebody else's load.
+            let is_there = self.refresh_residency().await;
+            if !is_there || (has_waited && self.tools.residency.is_stale()) {
+                // Away, or too busy making room to say what it has: nothing to decide on yet.
                 return Ok(Turn::Acted);
             }
             board.resident = self.tools.residency.board();
             decision = decide(&board);
         }
+        if self.tools.tasks.is_draining() {
+            return Ok(Turn::Acted);
+        }
+        self.act(decision).await
+    }
+
+    async fn act(&mut self, decision: Decision) -> Result<Turn, StoreError> {
         match decision {
-            Decision::Idle => Ok(Turn::Idle { until: self.rest().await? }),
+            Decision::Idle => Ok(Turn::Acted),
             Decision::Run { lane, reason } => self.serve(lane, reason).await,
             Decision::Swap { unload, load, reason } => {
                 let lane = Lane::Key(load.clone()).to_string();
@@ -105,17 +120,34 @@ impl Worker {
         }
     }
 
-    /// Waits until no embed is loading a model by itself, but not longer than a load may take.
-    async fn wait_for_foreign_loads(&self) {
-        let none = self.tools.residency.no_foreign_loads();
-        tokio::select! {
-            waited = tokio::time::timeout(self.settings.load_limit, none) => {
-                if waited.is_err() {
-                    tracing::warn!("an embed of a model that is not resident does not end; going on without it");
-                }
+    /// Waits while an embed makes Ollama load a model by itself: what is dispatched now would wait behind it, or, with the pin
+    /// of a load, wedge it (ollama/ollama#17408). Whether there was anything to wait for. A load of foreman's own waits as
+    /// long as a load may take, a job on a resident key only a moment. Ps is asked meanwhile: once the embedder is resident,
+    /// further embeds of it are not waited for.
+    async fn wait_for_foreign_loads(&mut self, decision: &Decision) -> bool {
+        let patience = match decision {
+            Decision::Swap { .. } => self.settings.load_limit,
+            Decision::Run { .. } | Decision::Idle => FOREIGN_PATIENCE.min(self.settings.load_limit),
+        };
+        let rounds = patience.as_millis().div_ceil(FOREIGN_POLL.as_millis());
+        let residency = self.tools.residency.clone();
+        let tasks = self.tools.tasks.clone();
+        for round in 0..rounds {
+            tokio::select! {
+                biased;
+                () = residency.no_foreign_loads() => return round > 0,
+                () = tasks.draining() => return true,
+                () = tokio::time::sleep(FOREIGN_POLL) => (),
             }
-            () = self.tools.tasks.forced() => (),
+            if !self.refresh_residency().await {
+                return true;
+            }
         }
+        tracing::warn!(
+            waited.s = patience.as_secs(),
+            "an embed of a model that is not resident does not end; going on"
+        );
+        true
     }
 
     /// What waits, and which keys are wanted at all, be it by a job that waits for a retry.
@@ -138,10 +170,10 @@ impl Worker {
     }
 
     /// How long there is nothing to do unless something happens.
-    async fn rest(&self) -> Result<Duration, StoreError> {
+    async fn rest(&self, wanted: &[LoadKey]) -> Result<Duration, StoreError> {
         let now_ms = self.now_ms();
         let next_ready = self.tools.store.next_ready_at_ms(now_ms).await?;
-        let next = next_ready.into_iter().chain(self.next_release_at_ms()).min();
+        let next = next_ready.into_iter().chain(self.next_release_at_ms(wanted)).min();
         let wait_ms = next.map_or(i64::MAX, |at_ms| (at_ms - now_ms).max(1));
         Ok(Duration::from_millis(u64::try_from(wait_ms).unwrap_or(1)))
     }
@@ -228,11 +260,12 @@ impl Worker {
     /// Asks ps. `false` if the upstream is away: then there is nothing to decide. A ps that is merely slow (it waits for
     /// locks during swaps) leaves what is known.
     pub(super) async fn refresh_residency(&mut self) -> bool {
-        self.ps_at_ms = self.now_ms();
+        let asked_at_ms = self.now_ms();
         let tools = &self.tools;
         let asked = tools.residency.asking();
         match tools.ollama.ps().await {
             Ok(ps) => {
+                self.ps_at_ms = asked_at_ms;
                 for entry in ps.iter().filter_map(|listed| tools.inventory.find(&listed.model)) {
                     // Kept by digest; so that an embedder is known as one.
                     tools.inventory.capabilities(&entry, &tools.ollama).await;

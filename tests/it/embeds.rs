@@ -138,3 +138,35 @@ async fn a_job_waits_for_an_embed_that_loads() {
     assert_eq!(embed.await.unwrap().status, 200);
     assert!(job.await.unwrap().is_whole);
 }
+
+/// Embeds that overlap without end do not starve the jobs: once the embedder is resident they are not waited for.
+#[tokio::test]
+async fn overlapping_embeds_of_a_model_that_becomes_resident_starve_nobody() {
+    let stub = Stub::start(two_slots()).await;
+    let foreman = Foreman::start(&stub).await.up().await;
+    let addr = foreman.addr;
+    stub.hold_loads();
+    let embed = json!({ "model": "embed", "input": "x" });
+    let first = embed.clone();
+    let first = tokio::spawn(async move { post(addr, "/api/embed", &first).await });
+    stub.wait_until(|snapshot| snapshot.loading.is_some()).await;
+    let job = tokio::spawn(async move { post(addr, "/api/chat", &chat("a", "x")).await });
+    foreman.wait_for_depth(1).await;
+    stub.release_loads();
+    let flow: Vec<_> = (0..3)
+        .map(|_| {
+            let embed = embed.clone();
+            tokio::spawn(async move {
+                loop {
+                    assert_eq!(post(addr, "/api/embed", &embed).await.status, 200);
+                }
+            })
+        })
+        .collect();
+    assert!(tokio::time::timeout(crate::harness::DEADLINE, job).await.unwrap().unwrap().is_whole);
+    assert!(flow.iter().all(|client| !client.is_finished()), "the embeds flow on");
+    for client in flow {
+        client.abort();
+    }
+    assert_eq!(first.await.unwrap().status, 200);
+}

@@ -85,6 +85,8 @@ async fn a_wrong_configuration_is_told_whole() {
         run(&["serve", "--addr", "x", "--max-attempts", "no", "--job-ttl", "0s", "--log", "a=b=c"])
             .await;
     assert_eq!(code, Some(64));
+    let (code, _, typo) = run(&["serve", "--log", "inof"]).await;
+    assert!(code == Some(64) && typo.contains("FOREMAN_LOG=\"inof\""), "{typo}");
     for told in [
         "FOREMAN_ADDR=\"x\"",
         "FOREMAN_MAX_ATTEMPTS=\"no\"",

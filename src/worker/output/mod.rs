@@ -374,7 +374,9 @@ impl Output {
 
     fn create_file(&self) -> std::io::Result<File> {
         if let Some(folder) = self.spill_path.parent() {
-            std::fs::create_dir_all(folder)?;
+            let mut builder = std::fs::DirBuilder::new();
+            std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+            builder.recursive(true).create(folder)?;
         }
         let mut options = File::options();
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
