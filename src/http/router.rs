@@ -24,12 +24,14 @@ pub(super) async fn handle(
 ) -> Result<Response, Infallible> {
     if request.version() == Version::HTTP_11 && !request.headers().contains_key(HOST) {
         // RFC 9112, 3.2; Go answers the same.
+        body::linger(&edge, request.into_body());
         return Ok(bare(StatusCode::BAD_REQUEST));
     }
     let cors = match edge.guard.admit(request.method(), request.headers(), request.uri()) {
         Admission::Pass(cors) => cors,
         Admission::Refuse(refusal) => {
             tracing::debug!(http.path = request.uri().path(), reason = refusal.reason, "refused");
+            body::linger(&edge, request.into_body());
             let mut response = bare(refusal.status);
             refusal.cors.apply(response.headers_mut());
             return Ok(response);

@@ -3,6 +3,7 @@
 //! `/api/ps` names models, not runner options: a model that foreman did not load itself is resident with *unknown*
 //! options. A snapshot of ps that was asked for before the worker changed something is thrown away.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +19,8 @@ use super::calls::PsModel;
 pub struct Entry {
     /// What the scheduler sees of it.
     pub resident: Resident,
+    /// Whether foreman pinned it: then releasing it is foreman's too, also when its options are no longer certain.
+    pub is_pinned: bool,
     /// When foreman loaded or first saw it.
     pub since_ms: i64,
     /// When a job last used it.
@@ -32,23 +35,36 @@ pub struct Entry {
 #[derive(Debug, Clone, Default)]
 pub struct Residency {
     inner: Arc<Mutex<Inner>>,
-    /// Embeds under way whose model was not resident when they came.
-    foreign_loads: Arc<watch::Sender<usize>>,
+    /// Embeds under way whose model was not resident when they came, by ticket.
+    foreign_loads: Arc<watch::Sender<ForeignLoads>>,
+}
+
+#[derive(Debug, Default)]
+struct ForeignLoads {
+    open: BTreeSet<u64>,
+    tickets: u64,
 }
 
 /// A load that foreman did not ask for but let pass, while this lives.
 #[derive(Debug)]
-pub struct ForeignLoad(Arc<watch::Sender<usize>>);
+pub struct ForeignLoad {
+    loads: Arc<watch::Sender<ForeignLoads>>,
+    ticket: u64,
+}
 
 impl Drop for ForeignLoad {
     fn drop(&mut self) {
-        self.0.send_modify(|loads| *loads = loads.saturating_sub(1));
+        self.loads.send_modify(|loads| {
+            loads.open.remove(&self.ticket);
+        });
     }
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     entries: Vec<Entry>,
+    /// What was resident before the upstream went away. If it is listed again, its pin is still foreman's.
+    former: Vec<Entry>,
     /// Raised by every change the worker makes.
     version: u64,
     /// Something happened that ps must be asked about before the next decision.
@@ -89,9 +105,15 @@ impl Residency {
                     entry.resident.is_embedder = embedder;
                     forget_options_that_differ(entry, model);
                 }
-                None => inner.entries.push(found(model, embedder, now_ms)),
+                None => {
+                    let former =
+                        inner.former.iter().find(|entry| entry.resident.model == model.model);
+                    let entry = found(model, embedder, former, now_ms);
+                    inner.entries.push(entry);
+                }
             }
         }
+        inner.former.clear();
         gone.into_iter().filter_map(|entry| entry.resident.key).collect()
     }
 
@@ -104,6 +126,7 @@ impl Residency {
             Resident { model: key.model.clone(), key: Some(key.clone()), is_embedder: false };
         inner.entries.push(Entry {
             resident,
+            is_pinned: true,
             since_ms: now_ms,
             used_at_ms: now_ms,
             idle_limit,
@@ -176,21 +199,35 @@ impl Residency {
     pub fn clear(&self) {
         let mut inner = self.lock();
         inner.version += 1;
-        inner.entries.clear();
+        let entries = std::mem::take(&mut inner.entries);
+        if !entries.is_empty() {
+            inner.former = entries;
+        }
         inner.is_stale = true;
     }
 
     /// Notes that a request goes to Ollama that makes it load a model by itself.
     pub fn begin_foreign_load(&self) -> ForeignLoad {
         self.doubt();
-        self.foreign_loads.send_modify(|loads| *loads += 1);
-        ForeignLoad(Arc::clone(&self.foreign_loads))
+        let mut ticket = 0;
+        self.foreign_loads.send_modify(|loads| {
+            loads.tickets += 1;
+            ticket = loads.tickets;
+            loads.open.insert(ticket);
+        });
+        ForeignLoad { loads: Arc::clone(&self.foreign_loads), ticket }
     }
 
-    /// Returns when no such request is under way. Cancel-safe.
-    pub async fn no_foreign_loads(&self) {
+    /// Returns when no such request with a ticket above `given_up` is under way. Cancel-safe.
+    pub async fn no_foreign_loads(&self, given_up: u64) {
+        let is_over = |loads: &ForeignLoads| loads.open.iter().all(|ticket| *ticket <= given_up);
         // The sender lives as long as this, so the wait cannot fail.
-        drop(self.foreign_loads.subscribe().wait_for(|loads| *loads == 0).await);
+        drop(self.foreign_loads.subscribe().wait_for(is_over).await);
+    }
+
+    /// The last ticket given out: whoever waited long enough gives up on all up to it.
+    pub fn last_foreign_load(&self) -> u64 {
+        self.foreign_loads.borrow().tickets
     }
 
     /// What the scheduler sees.
@@ -231,13 +268,14 @@ fn forget_options_that_differ(entry: &mut Entry, model: &PsModel) {
     }
 }
 
-fn found(model: &PsModel, is_embedder: bool, now_ms: i64) -> Entry {
+fn found(model: &PsModel, is_embedder: bool, former: Option<&Entry>, now_ms: i64) -> Entry {
     Entry {
         resident: Resident { model: model.model.clone(), key: None, is_embedder },
-        since_ms: now_ms,
+        is_pinned: former.is_some_and(|former| former.is_pinned),
+        since_ms: former.map_or(now_ms, |former| former.since_ms),
         used_at_ms: now_ms,
-        idle_limit: None,
-        is_released_when_dry: false,
+        idle_limit: former.and_then(|former| former.idle_limit),
+        is_released_when_dry: former.is_some_and(|former| former.is_released_when_dry),
     }
 }
 
@@ -284,6 +322,19 @@ mod tests {
         assert!(known(), "the new runner is there, beside the old one");
         residency.forget_replaced(&[old], |_| Some("new".to_owned()));
         assert!(!known());
+    }
+
+    #[test]
+    fn a_pin_stays_foremans_through_doubt_and_outage() {
+        let residency = Residency::default();
+        let limit = Some(Duration::from_secs(5));
+        residency.loaded(&key("a"), limit, 1);
+        residency.distrust(&key("a").model);
+        residency.clear();
+        residency.reconcile(residency.asking(), &[ps("a"), ps("b")], |_| false, 2);
+        let pins: Vec<_> =
+            residency.entries().iter().map(|entry| (entry.is_pinned, entry.idle_limit)).collect();
+        assert_eq!(pins, [(true, limit), (false, None)]);
     }
 
     #[test]

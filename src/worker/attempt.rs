@@ -36,9 +36,13 @@ const ERROR_BYTES_MAX: u64 = 1024 * 1024;
 /// A stream whose first record is not complete after this many bytes is shown all the same.
 const HIDDEN_BYTES_MAX: u64 = 256 * 1024;
 
-/// How long an answer may stay silent after its upstream was away and came back without its model. Where the model is
-/// still there the connection may have survived, and the idle limit is the measure.
+/// How long an answer may stay silent after its upstream was away and came back without its model.
 const RETURN_GRACE: Duration = Duration::from_secs(5);
+
+/// How many idle limits it may stay silent where the model is still there. A connection that survived goes on, and an
+/// unstreamed answer is silent to its end; a dead one is mostly ended by the system's keepalive. What is left is a
+/// connection that something in between has forgotten.
+const LISTED_PATIENCE: u32 = 6;
 
 /// After the end mark, how long the end of the HTTP message is waited for: it only decides whether the connection can be
 /// used again.
@@ -88,8 +92,10 @@ impl Worker {
             self.tools.health.returned().await;
             let bytes = output.bytes();
             let idle_limit = self.settings.idle_limit;
-            let grace =
-                if self.has_lost(key).await { idle_limit.min(RETURN_GRACE) } else { idle_limit };
+            let grace = match self.has_lost(key).await {
+                true => idle_limit.min(RETURN_GRACE),
+                false => idle_limit * LISTED_PATIENCE,
+            };
             tokio::time::sleep(grace).await;
             if output.bytes() == bytes {
                 return;

@@ -131,7 +131,9 @@ fn is_wanted(entry: &Entry, wanted: &[LoadKey]) -> bool {
 
 /// When an entry is to go if nobody uses it; `None` is never. What foreman did not load is not foreman's to release.
 fn release_at_ms(entry: &Entry) -> Option<i64> {
-    entry.resident.key.as_ref()?;
+    if !entry.is_pinned || entry.resident.is_embedder {
+        return None;
+    }
     if entry.is_released_when_dry {
         return Some(entry.used_at_ms);
     }

@@ -319,7 +319,7 @@ async fn answer_of(output: &Arc<Output>) -> Result<Option<Answer>, StoreError> {
 }
 
 fn log(tools: &Tools, claim: &Claim, output: &Output, finish: &Finish, is_ours: bool) {
-    let work_ms = tools.clock.now_ms() - claim.claimed_at_ms;
+    let work_ms = tools.clock.now_ms() - claim.claimed_at_ms - output.timings().load_ms;
     let id = claim.id;
     if !is_ours {
         tracing::error!(job.id = %id, "an outcome was not written: the lease was lost or the daemon ends");

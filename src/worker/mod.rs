@@ -79,6 +79,8 @@ pub struct Worker {
     outages_seen: u64,
     /// When ps was last asked.
     ps_at_ms: i64,
+    /// The ticket up to which embeds that load by themselves are not waited for any more: one that hangs is waited for once.
+    given_up_load: u64,
 }
 
 /// Log lines carry this much of an error text of the upstream's: a sentence, not an echoed prompt.
@@ -103,6 +105,7 @@ impl Worker {
             chores,
             outages_seen: 0,
             ps_at_ms: 0,
+            given_up_load: 0,
         };
         (worker, handle)
     }

@@ -135,7 +135,7 @@ impl Worker {
         for round in 0..rounds {
             tokio::select! {
                 biased;
-                () = residency.no_foreign_loads() => return round > 0,
+                () = residency.no_foreign_loads(self.given_up_load) => return round > 0,
                 () = tasks.draining() => return true,
                 () = tokio::time::sleep(FOREIGN_POLL) => (),
             }
@@ -143,6 +143,7 @@ impl Worker {
                 return true;
             }
         }
+        self.given_up_load = residency.last_foreign_load();
         tracing::warn!(
             waited.s = patience.as_secs(),
             "an embed of a model that is not resident does not end; going on"

@@ -552,13 +552,15 @@ async fn an_early_refusal_is_seen_by_a_client_that_sends_first() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let stub = Stub::start(stub_config(&["m"])).await;
     let foreman = Foreman::start_with(&stub, |raw| raw.token = Some("s3cret".to_owned())).await;
-    for _ in 0..5 {
+    for hosts in [("localhost", 401), ("evil.example", 403)].repeat(3) {
         let mut client = tokio::net::TcpStream::connect(foreman.addr).await.unwrap();
-        let head = "POST /api/chat HTTP/1.1\r\nhost: localhost\r\ncontent-length: 8388608\r\n\r\n";
+        let (host, status) = hosts;
+        let head =
+            format!("POST /api/chat HTTP/1.1\r\nhost: {host}\r\ncontent-length: 8388608\r\n\r\n");
         client.write_all(head.as_bytes()).await.unwrap();
         client.write_all(&vec![b' '; 8 * 1024 * 1024]).await.unwrap();
         let mut answer = [0; 12];
         client.read_exact(&mut answer).await.unwrap();
-        assert_eq!(&answer, b"HTTP/1.1 401");
+        assert_eq!(String::from_utf8_lossy(&answer), format!("HTTP/1.1 {status}"));
     }
 }

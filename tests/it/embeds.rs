@@ -170,3 +170,25 @@ async fn overlapping_embeds_of_a_model_that_becomes_resident_starve_nobody() {
     }
     assert_eq!(first.await.unwrap().status, 200);
 }
+
+/// An embed that hangs is waited for once, not by every job.
+#[tokio::test]
+async fn an_embed_that_hangs_is_waited_for_once() {
+    let stub = Stub::start(two_slots()).await;
+    let tweak = |raw: &mut foreman::config::Raw| raw.load_limit = Some("500ms".to_owned());
+    let foreman = Foreman::start_with(&stub, tweak).await.up().await;
+    let addr = foreman.addr;
+    assert!(post(addr, "/api/chat", &chat("a", "warm")).await.is_whole);
+    stub.faults(stub_ollama::Fault::new(stub_ollama::Action::HangBeforeHeaders).path("/api/embed"));
+    let embed = json!({ "model": "embed", "input": "x" });
+    let hanging = tokio::spawn(async move { post(addr, "/api/embed", &embed).await });
+    stub.wait_for_log(|log| log.iter().any(|entry| entry.path == "/api/embed")).await;
+    let mut waits = Vec::new();
+    for _ in 0..4 {
+        let answer = post(addr, "/api/chat", &chat("a", "x")).await;
+        waits.push(answer.header("x-foreman-queue-ms").unwrap().parse::<u64>().unwrap());
+    }
+    let longest_after = waits[1..].iter().max().unwrap();
+    assert!(waits[0] > 2 * longest_after, "only the first waits: {waits:?}");
+    hanging.abort();
+}

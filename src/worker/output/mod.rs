@@ -232,6 +232,11 @@ impl Output {
         self.changed.notify_waiters();
     }
 
+    /// How long the job waited and loaded.
+    pub fn timings(&self) -> Timings {
+        self.lock().timings
+    }
+
     /// Whether nothing more will come.
     pub fn has_ended(&self) -> bool {
         self.lock().end.is_some()
