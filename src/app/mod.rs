@@ -141,6 +141,7 @@ impl App {
         });
         tasks.spawn_vital("monitor", monitor::run(Arc::clone(&edge)));
         tasks.spawn(retention::run(Arc::clone(&edge)));
+        tasks.spawn_vital("tether", monitor::hold_tether(Arc::clone(&edge)));
         tasks.spawn_vital("worker", worker.run());
         tasks.spawn_vital("accept", accept::serve(Arc::clone(&edge), listener));
         tokio::select! {

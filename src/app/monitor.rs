@@ -56,6 +56,34 @@ pub(super) async fn run(edge: Arc<Edge>) {
     }
 }
 
+/// Pause before the idle connection is opened again: something in between may close idle connections after a while.
+const TETHER_PAUSE: Duration = Duration::from_secs(1);
+
+/// Holds the idle connection that tells of the upstream's end, and has its memory asked about when it has ended: an Ollama
+/// that was restarted between two polls has lost every runner, and every pin.
+pub(super) async fn hold_tether(edge: Arc<Edge>) {
+    loop {
+        tokio::select! {
+            () = edge.health.up() => (),
+            () = edge.tasks.draining() => return,
+        }
+        tokio::select! {
+            ended = edge.ollama.tether() => {
+                if ended.is_ok() {
+                    edge.residency.doubt();
+                    edge.health.suspect();
+                    edge.worker.wake();
+                }
+            }
+            () = edge.tasks.draining() => return,
+        }
+        tokio::select! {
+            () = tokio::time::sleep(TETHER_PAUSE) => (),
+            () = edge.tasks.draining() => return,
+        }
+    }
+}
+
 /// Asked by a route that is never relayed.
 async fn is_itself(edge: &Edge) -> bool {
     let Ok(reply) = edge.ollama.get("/healthz", SELF_LIMIT).await else { return false };

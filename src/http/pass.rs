@@ -104,8 +104,8 @@ async fn change(edge: &Arc<Edge>, request: Request<Incoming>) -> Result<Response
     }
     let refresh = RefreshAfter(Arc::clone(edge));
     let answer = send(edge, parts, full_body(read.bytes.clone())).await?;
-    drop(hold);
-    Ok(relayed(answer, refresh))
+    // A create works until its last line: the hold lives as long as the answer.
+    Ok(relayed(answer, (refresh, hold)))
 }
 
 /// The model a request deletes or replaces: `model`, or `name` as older clients say; a copy's destination.

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::Incoming;
-use hyper::header::{AUTHORIZATION, HOST, HeaderValue};
+use hyper::header::{AUTHORIZATION, HOST, HeaderMap, HeaderValue};
 use hyper::{Request, Response, Uri};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -132,10 +132,7 @@ impl Ollama {
         let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
         let joined = self.url.join(path);
         *request.uri_mut() = joined.parse::<Uri>().map_err(|fault| self.strange(&fault))?;
-        request.headers_mut().insert(HOST, self.host.clone());
-        if let Some(authorization) = &self.authorization {
-            request.headers_mut().insert(AUTHORIZATION, authorization.clone());
-        }
+        self.identify(request.headers_mut());
         self.client.request(request).await.map_err(|fault| {
             let url = self.url.to_string();
             let cause = chain(&fault);
@@ -145,6 +142,14 @@ impl Ollama {
                 (false, false) => SendError::Broken { url, cause },
             }
         })
+    }
+
+    /// Sets what every request to the upstream carries: its own `Host`, and foreman's token where one is configured.
+    pub(super) fn identify(&self, headers: &mut HeaderMap) {
+        headers.insert(HOST, self.host.clone());
+        if let Some(authorization) = &self.authorization {
+            headers.insert(AUTHORIZATION, authorization.clone());
+        }
     }
 
     /// An error about an answer of the wrong shape.

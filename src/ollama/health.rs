@@ -87,6 +87,11 @@ impl Health {
         self.suspicion.notify_one();
     }
 
+    /// Tells that the upstream may have gone: it is asked now, not at the next poll.
+    pub fn suspect(&self) {
+        self.suspicion.notify_one();
+    }
+
     /// Waits for a suspicion or the end of `pause`, whichever is first.
     pub async fn pause(&self, pause: Duration) {
         drop(tokio::time::timeout(pause, self.suspicion.notified()).await);

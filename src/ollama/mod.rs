@@ -7,5 +7,6 @@ pub mod health;
 pub mod hop;
 pub mod inventory;
 pub mod residency;
+mod tether;
 pub mod url;
 pub mod wire;

@@ -15,8 +15,9 @@ use super::{Worker, brief};
 /// Pause before an idle model that would not go is asked again.
 const RELEASE_PAUSE: Duration = Duration::from_secs(30);
 
-/// The longest a border is held for somebody else: a delete or a copy takes milliseconds.
-const HOLD_LIMIT: Duration = Duration::from_secs(30);
+/// The longest a border is held for somebody else: a delete or a copy takes milliseconds, a create seconds; one that
+/// quantizes takes minutes, and is not waited for to its end.
+const HOLD_LIMIT: Duration = Duration::from_secs(60);
 
 /// Keeps the worker at its border, with nothing in flight, while it lives.
 #[derive(Debug)]

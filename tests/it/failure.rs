@@ -401,3 +401,25 @@ async fn a_job_left_behind_by_its_upstream_is_run_anew() {
         assert_eq!(answer.status, 200, "{}", answer.text());
     }
 }
+
+/// An Ollama that is restarted between two polls has lost its runners and their pins: the next job is preceded by foreman's
+/// own load, not carried by one of Ollama's.
+#[tokio::test]
+async fn a_quick_restart_of_the_upstream_is_noticed() {
+    let stub = Stub::start(stub_config(&["a"])).await;
+    let tweak = |raw: &mut foreman::config::Raw| raw.poll_interval = Some("1h".to_owned());
+    let foreman = Foreman::start_with(&stub, tweak).await.up().await;
+    assert!(post(foreman.addr, "/api/chat", &chat("a", "x")).await.is_whole);
+    stub.set_down(true).await;
+    stub.unload_all();
+    stub.wait_until(|snapshot| snapshot.resident.is_empty()).await;
+    stub.set_down(false).await;
+    foreman.wait_for(|status| status["resident"].as_array().is_some_and(Vec::is_empty)).await;
+    assert!(post(foreman.addr, "/api/chat", &chat("a", "x")).await.is_whole);
+    let own_loads = stub
+        .log()
+        .iter()
+        .filter(|entry| String::from_utf8_lossy(&entry.body).contains("\"keep_alive\":-1"))
+        .count();
+    assert_eq!((own_loads, stub.snapshot().resident[0].keep_alive_ns), (2, i64::MAX));
+}
