@@ -17,7 +17,7 @@ use super::error::Told;
 const BUDGET_BYTES: u64 = 512 * 1024 * 1024;
 
 /// The first part of each body is outside the budget: no crowd of large uploads keeps a chat of a few KiB out.
-const FREE_BYTES: u64 = 1024 * 1024;
+const FREE_BYTES: u64 = 128 * 1024;
 
 /// The unit of the budget.
 const SHARE_BYTES: u64 = 64 * 1024;

@@ -82,9 +82,11 @@ pub(super) fn in_stream(dialect: Dialect, text: &str, is_at_line_start: LineStar
         ErrorShape::OpenAi => format!("data: {value}\n\n"),
         ErrorShape::Anthropic => format!("event: error\ndata: {value}\n\n"),
     };
+    // An event ends with an empty line: one break alone would make the cut record and the error one event.
+    let end = if dialect.error_shape() == ErrorShape::Native { "\n" } else { "\n\n" };
     match is_at_line_start {
         LineStart::Yes => Bytes::from(line),
-        LineStart::No => Bytes::from(format!("\n{line}")),
+        LineStart::No => Bytes::from(format!("{end}{line}")),
     }
 }
 

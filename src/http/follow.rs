@@ -100,7 +100,11 @@ impl FollowBody {
     fn break_off(&mut self, refusal: &Refusal) -> Option<Bytes> {
         self.waiter.let_go();
         self.step = Step::Flushing;
-        (!refusal.is_told).then(|| in_stream(self.dialect, &refusal.text, self.records.line_start))
+        match refusal.is_told {
+            // Ollama's own error record, which may have come without its line end.
+            true => self.records.rest(),
+            false => Some(in_stream(self.dialect, &refusal.text, self.records.line_start)),
+        }
     }
 }
 

@@ -97,7 +97,7 @@ async fn change(edge: &Arc<Edge>, request: Request<Incoming>) -> Result<Response
     let read = body::read(edge, incoming, NAMING_BYTES_MAX).await?;
     let mut hold = None;
     if let Some(model) = changed_model(parts.uri.path(), &read.bytes)
-        && edge.residency.holds(&model)
+        && edge.residency.holds_or_loads(&model)
         && edge.health.is_up()
     {
         hold = edge.worker.release(model).await;
@@ -129,10 +129,12 @@ struct RefreshAfter(Arc<Edge>);
 impl Drop for RefreshAfter {
     fn drop(&mut self) {
         let edge = Arc::clone(&self.0);
-        edge.residency.doubt();
         let tasks = edge.tasks.clone();
         tasks.spawn(async move {
             edge.inventory.refresh().await;
+            // After it: what is resident is compared with what is installed now.
+            edge.residency.doubt();
+            edge.worker.wake();
         });
     }
 }

@@ -49,6 +49,7 @@ struct ForeignLoads {
 #[derive(Debug)]
 pub struct ForeignLoad {
     loads: Arc<watch::Sender<ForeignLoads>>,
+    inner: Arc<Mutex<Inner>>,
     ticket: u64,
 }
 
@@ -57,12 +58,16 @@ impl Drop for ForeignLoad {
         self.loads.send_modify(|loads| {
             loads.open.remove(&self.ticket);
         });
+        // Whatever became of it, Ollama may have pushed something out for it.
+        lock(&self.inner).is_stale = true;
     }
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     entries: Vec<Entry>,
+    /// What foreman is loading now.
+    loading: Option<ModelName>,
     /// What was resident before the upstream went away. If it is listed again, its pin is still foreman's.
     former: Vec<Entry>,
     /// Raised by every change the worker makes.
@@ -115,6 +120,11 @@ impl Residency {
         }
         inner.former.clear();
         gone.into_iter().filter_map(|entry| entry.resident.key).collect()
+    }
+
+    /// Notes what foreman begins to load; `None` when that has ended, well or not.
+    pub fn set_loading(&self, model: Option<&ModelName>) {
+        self.lock().loading = model.cloned();
     }
 
     /// Notes that foreman loaded a key.
@@ -215,7 +225,8 @@ impl Residency {
             ticket = loads.tickets;
             loads.open.insert(ticket);
         });
-        ForeignLoad { loads: Arc::clone(&self.foreign_loads), ticket }
+        let (loads, inner) = (Arc::clone(&self.foreign_loads), Arc::clone(&self.inner));
+        ForeignLoad { loads, inner, ticket }
     }
 
     /// Returns when no such request with a ticket above `given_up` is under way. Cancel-safe.
@@ -245,6 +256,11 @@ impl Residency {
         self.lock().entries.iter().any(|entry| entry.resident.model == *model)
     }
 
+    /// Whether a model is in memory or on its way there.
+    pub fn holds_or_loads(&self, model: &ModelName) -> bool {
+        self.lock().loading.as_ref() == Some(model) || self.holds(model)
+    }
+
     fn with(&self, model: &ModelName, change: impl FnOnce(&mut Entry)) {
         if let Some(entry) =
             self.lock().entries.iter_mut().find(|entry| entry.resident.model == *model)
@@ -254,8 +270,12 @@ impl Residency {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
+}
+
+fn lock(inner: &Mutex<Inner>) -> MutexGuard<'_, Inner> {
+    inner.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Somebody else reloaded it with another context: its options are not what foreman loaded.

@@ -1,6 +1,7 @@
 //! One try of a job: the original bytes go upstream, the answer is drained into the job's output as fast as it comes,
 //! and is judged. It never waits for a client, and tells nothing to the store: that is [`super::conclude`]'s.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,8 @@ use hyper::body::Incoming;
 use hyper::header::CONTENT_TYPE;
 use hyper::http::HeaderMap;
 use hyper::{Method, Request, Response};
+
+use tokio::time::Sleep;
 
 use crate::domain::dialect::Dialect;
 use crate::domain::job::Kind;
@@ -198,7 +201,10 @@ impl Worker {
                         return not_kept(&fault);
                     }
                 }
-                Ok(Some(_)) => is_kept_whole = false,
+                Ok(Some(_)) => {
+                    is_kept_whole = false;
+                    break;
+                }
                 Ok(None) => break,
                 Err(ended) => return self.ended(ended).await,
             }
@@ -221,14 +227,18 @@ impl Worker {
     ) -> Conclusion {
         let is_stream = !matches!(kind, AnswerKind::JsonBody | AnswerKind::Opaque);
         let mut scanner = AnswerScanner::new(kind);
-        let mut limit = self.settings.idle_limit;
+        let mut framing_over: Option<Pin<Box<Sleep>>> = None;
         let ended = loop {
-            match next_data(&mut body, limit).await {
+            let data = tokio::select! {
+                data = next_data(&mut body, self.settings.idle_limit) => data,
+                () = passed(framing_over.as_mut()) => Err(Ended::Silent),
+            };
+            match data {
                 Ok(Some(data)) => {
                     scanner.feed(&data);
-                    if is_stream && is_decided(scanner.state()) {
+                    if is_stream && is_decided(scanner.state()) && framing_over.is_none() {
                         output.decide();
-                        limit = limit.min(FRAMING_LIMIT);
+                        framing_over = Some(Box::pin(tokio::time::sleep(FRAMING_LIMIT)));
                     }
                     if let Err(fault) = output.push(data).await {
                         return not_kept(&fault);
@@ -268,6 +278,14 @@ impl Worker {
                 Conclusion::failed(self.cut_or_died().await, 502, text)
             }
         }
+    }
+}
+
+/// Returns when a time has passed; never without one.
+async fn passed(over: Option<&mut Pin<Box<Sleep>>>) {
+    match over {
+        Some(over) => over.await,
+        None => std::future::pending().await,
     }
 }
 

@@ -60,7 +60,7 @@ impl Worker {
             match chore {
                 Chore::Warm => self.warm().await,
                 Chore::Release { model, done } => {
-                    if self.tools.residency.holds(&model) {
+                    if self.tools.residency.holds(&model) && !done.is_closed() {
                         self.unload_beside_jobs(&model).await;
                     }
                     hold_for(done).await;
@@ -77,6 +77,13 @@ impl Worker {
 
     async fn warm(&self) {
         let Some(name) = &self.settings.embed_model else { return };
+        // The pin must not meet a model that is being pushed out for an embed of another client's.
+        let none = self.tools.residency.no_foreign_loads(self.given_up_load);
+        if tokio::time::timeout(self.settings.load_limit, none).await.is_err() {
+            tracing::warn!(
+                "an embed of a model that is not resident does not end; warming all the same"
+            );
+        }
         match self.tools.ollama.load_embedder(name, self.settings.load_limit).await {
             Ok(reply) if reply.status == 200 => {
                 tracing::info!(model.name = %name, "the embedding model is warm");
@@ -109,8 +116,8 @@ impl Worker {
 
     /// An unload that no job waits for: if it does not succeed, residency is in doubt, and it is tried again in time.
     async fn unload_beside_jobs(&self, model: &ModelName) {
-        if let Err(conclusion) = self.unload(model).await {
-            tracing::warn!(model.name = %model, ?conclusion, "an idle model could not be unloaded");
+        if self.unload(model).await.is_err() {
+            tracing::warn!(model.name = %model, "a model could not be unloaded; it is tried again later");
         }
         if self.tools.residency.holds(model) {
             self.tools.residency.touch(model, later(self.now_ms(), RELEASE_PAUSE));

@@ -165,18 +165,15 @@ impl Worker {
         let (tools, handle) = (self.tools.clone(), self.handle.clone());
         self.tools.tasks.spawn(async move {
             let is_ours = record(&tools, &claim, &output, &finish).await;
-            let counts = handle.counts();
-            match &finish {
-                Finish::Done => add(&counts.done),
-                Finish::Failed { .. } => add(&counts.failed),
-                Finish::Cancelled => add(&counts.cancelled),
-            }
             log(&tools, &claim, &output, &finish, is_ours);
-            if finish.keeps_answer() == HasAnswer::No {
+            if finish.keeps_answer() == HasAnswer::No || !is_ours {
                 output.discard_file();
             }
-            output.end(finish.end());
+            output.end(if is_ours { finish.end() } else { End::Broken(not_recorded()) });
             handle.outputs().forget(claim.id);
+            if is_ours {
+                finish.count(&handle);
+            }
         });
     }
 }
@@ -250,6 +247,15 @@ impl Finish {
             Finish::Done | Finish::Failed { has_answer: HasAnswer::Yes, .. } => End::Whole,
             Finish::Failed { refusal, .. } => End::Broken(refusal.clone()),
             Finish::Cancelled => End::Broken(refusal(499, "the job was cancelled".to_owned())),
+        }
+    }
+
+    fn count(&self, handle: &WorkerHandle) {
+        let counts = handle.counts();
+        match self {
+            Finish::Done => add(&counts.done),
+            Finish::Failed { .. } => add(&counts.failed),
+            Finish::Cancelled => add(&counts.cancelled),
         }
     }
 
@@ -348,6 +354,14 @@ fn asked_pause(output: &Output) -> Duration {
 
 fn exposure(output: &Output) -> Exposure {
     if output.is_shown() { Exposure::Shown } else { Exposure::Hidden }
+}
+
+/// An outcome that was not written is not told: the job runs again after the next start.
+fn not_recorded() -> Refusal {
+    refusal(
+        503,
+        "foreman stopped before the answer was recorded; it is safe to try again".to_owned(),
+    )
 }
 
 fn refusal(status: u16, text: String) -> Refusal {

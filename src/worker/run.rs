@@ -157,7 +157,7 @@ impl Worker {
         let mut wanted = Vec::new();
         for waiting in self.tools.store.waiting_lanes(self.now_ms()).await? {
             let Some(lane) = Lane::from_text(&waiting.lane) else {
-                tracing::error!(job.lane = %waiting.lane, "jobs wait in a lane that this version cannot read");
+                tracing::debug!(job.lane = %waiting.lane, "jobs wait in a lane that this version cannot read");
                 continue;
             };
             if let Lane::Key(key) = &lane {

@@ -31,13 +31,16 @@ impl Worker {
         load: &LoadKey,
         reason: Reason,
     ) -> Result<(), Conclusion> {
-        tokio::select! {
+        self.tools.residency.set_loading(Some(&load.model));
+        let outcome = tokio::select! {
             outcome = self.swap_steps(unload, load, reason) => outcome,
             () = self.tools.tasks.forced() => {
                 self.tools.residency.doubt();
                 Err(Conclusion::Stopped("foreman was stopped while it loaded the model".to_owned()))
             }
-        }
+        };
+        self.tools.residency.set_loading(None);
+        outcome
     }
 
     async fn swap_steps(
