@@ -75,6 +75,8 @@ pub(super) async fn hold_tether(edge: Arc<Edge>) {
                     edge.worker.wake();
                 }
             }
+            // A host that slept may have left a connection that only looks open.
+            () = edge.health.returned() => (),
             () = edge.tasks.draining() => return,
         }
         tokio::select! {

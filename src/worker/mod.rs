@@ -79,8 +79,10 @@ pub struct Worker {
     outages_seen: u64,
     /// When ps was last asked.
     ps_at_ms: i64,
-    /// The ticket up to which embeds that load by themselves are not waited for any more: one that hangs is waited for once.
+    /// The tickets up to which embeds that load by themselves are not waited for any more, so that one that hangs is waited
+    /// for once: before a load of foreman's own, and before a job on a resident key.
     given_up_load: u64,
+    passed_load: u64,
 }
 
 /// Log lines carry this much of an error text of the upstream's: a sentence, not an echoed prompt.
@@ -106,6 +108,7 @@ impl Worker {
             outages_seen: 0,
             ps_at_ms: 0,
             given_up_load: 0,
+            passed_load: 0,
         };
         (worker, handle)
     }

@@ -125,30 +125,48 @@ impl Worker {
     /// long as a load may take, a job on a resident key only a moment. Ps is asked meanwhile: once the embedder is resident,
     /// further embeds of it are not waited for.
     async fn wait_for_foreign_loads(&mut self, decision: &Decision) -> bool {
-        let patience = match decision {
-            Decision::Swap { .. } => self.settings.load_limit,
-            Decision::Run { .. } | Decision::Idle => FOREIGN_PATIENCE.min(self.settings.load_limit),
+        let is_swap = matches!(decision, Decision::Swap { .. });
+        let (patience, given_up) = match is_swap {
+            true => (self.settings.load_limit, self.given_up_load),
+            false => (
+                FOREIGN_PATIENCE.min(self.settings.load_limit),
+                self.passed_load.max(self.given_up_load),
+            ),
         };
-        let rounds = patience.as_millis().div_ceil(FOREIGN_POLL.as_millis());
-        let residency = self.tools.residency.clone();
-        let tasks = self.tools.tasks.clone();
-        for round in 0..rounds {
-            tokio::select! {
-                biased;
-                () = residency.no_foreign_loads(self.given_up_load) => return round > 0,
-                () = tasks.draining() => return true,
-                () = tokio::time::sleep(FOREIGN_POLL) => (),
-            }
-            if !self.refresh_residency().await {
-                return true;
-            }
+        let waited = tokio::time::timeout(patience, self.foreign_loads_over(given_up)).await;
+        if let Ok(has_waited) = waited {
+            return has_waited;
         }
-        self.given_up_load = residency.last_foreign_load();
+        let last = self.tools.residency.last_foreign_load();
+        match is_swap {
+            true => self.given_up_load = last,
+            false => self.passed_load = last,
+        }
         tracing::warn!(
             waited.s = patience.as_secs(),
             "an embed of a model that is not resident does not end; going on"
         );
         true
+    }
+
+    /// Returns when no embed with a ticket above `given_up` is loading a model by itself, or there is nothing to wait with.
+    /// Whether it had to wait.
+    async fn foreign_loads_over(&mut self, given_up: u64) -> bool {
+        let residency = self.tools.residency.clone();
+        let tasks = self.tools.tasks.clone();
+        let mut has_waited = false;
+        loop {
+            tokio::select! {
+                biased;
+                () = residency.no_foreign_loads(given_up) => return has_waited,
+                () = tasks.draining() => return true,
+                () = tokio::time::sleep(FOREIGN_POLL) => (),
+            }
+            has_waited = true;
+            if !self.refresh_residency().await {
+                return true;
+            }
+        }
     }
 
     /// What waits, and which keys are wanted at all, be it by a job that waits for a retry.

@@ -376,3 +376,27 @@ async fn a_model_that_will_not_go_is_not_asked_without_end() {
     }
     assert_eq!(unloads(&stub), 1);
 }
+
+/// A model that is deleted while foreman loads it is unloaded before the delete, not left resident without a name.
+#[tokio::test]
+async fn a_delete_of_a_model_that_is_loading_unloads_it_first() {
+    let stub = Stub::start(stub_config(&["a"])).await;
+    let foreman = Foreman::start(&stub).await.up().await;
+    let addr = foreman.addr;
+    stub.hold_loads();
+    let job = tokio::spawn(async move { post(addr, "/api/chat", &chat("a", "x")).await });
+    stub.wait_until(|snapshot| snapshot.loading.is_some()).await;
+    let body = json!({ "model": "a" }).to_string();
+    let delete =
+        tokio::spawn(
+            async move { crate::harness::send(addr, "DELETE", "/api/delete", body).await },
+        );
+    for _ in 0..20 {
+        foreman.status().await;
+    }
+    assert!(!stub.log().iter().any(|entry| entry.method == "DELETE"), "it waits for the border");
+    stub.release_loads();
+    assert!(job.await.unwrap().is_whole);
+    assert_eq!(delete.await.unwrap().status, 200);
+    assert!(stub.snapshot().resident.is_empty());
+}
