@@ -60,7 +60,11 @@ fn upstream(edge: &Edge) -> Value {
     }
 }
 
+/// Nothing is known of the memory of an upstream that is away.
 fn resident(edge: &Edge) -> Vec<Value> {
+    if !edge.health.is_up() {
+        return Vec::new();
+    }
     edge.residency
         .entries()
         .into_iter()

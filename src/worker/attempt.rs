@@ -42,6 +42,9 @@ const HIDDEN_BYTES_MAX: u64 = 256 * 1024;
 /// How long an answer may stay silent after its upstream was away and came back without its model.
 const RETURN_GRACE: Duration = Duration::from_secs(5);
 
+/// How many idle limits an unstreamed answer that nobody waits for may take to begin: an hour with the default.
+const UNFOLLOWED_PATIENCE: u32 = 6;
+
 /// How many idle limits it may stay silent where the model is still there. A connection that survived goes on, and an
 /// unstreamed answer is silent to its end; a dead one is mostly ended by the system's keepalive. What is left is a
 /// connection that something in between has forgotten.
@@ -146,13 +149,12 @@ impl Worker {
             Err(text) => return Conclusion::failed(Fault::NoRoom, 500, text),
         };
         let sent = self.tools.ollama.send(request);
-        // An unstreamed answer comes at the end of the work, however long that is.
-        let response = match claim.is_streamed {
-            true => match tokio::time::timeout(self.settings.idle_limit, sent).await {
+        let response = match self.head_limit(claim, output) {
+            Some(limit) => match tokio::time::timeout(limit, sent).await {
                 Ok(response) => response,
-                Err(_) => return silent(self.settings.idle_limit),
+                Err(_) => return silent(limit),
             },
-            false => sent.await,
+            None => sent.await,
         };
         let response = match response {
             Ok(response) => response,
@@ -174,6 +176,17 @@ impl Worker {
                 }
                 conclusion => conclusion,
             }
+        }
+    }
+
+    /// How long the beginning of an answer is waited for. An unstreamed answer comes at the end of the work, however long
+    /// that is, and its client can leave; but nobody would ever end the wait for one whose client a restart has cut off.
+    fn head_limit(&self, claim: &Claim, output: &Output) -> Option<Duration> {
+        let idle_limit = self.settings.idle_limit;
+        match (claim.is_streamed, output.is_followed()) {
+            (true, _) => Some(idle_limit),
+            (false, true) => None,
+            (false, false) => Some(idle_limit * UNFOLLOWED_PATIENCE),
         }
     }
 

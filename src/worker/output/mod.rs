@@ -208,6 +208,11 @@ impl Output {
         self.lock().is_followed = true;
     }
 
+    /// Whether a client waits, or has waited, for it.
+    pub fn is_followed(&self) -> bool {
+        self.lock().is_followed
+    }
+
     /// Makes the answer visible from its first byte on, if anybody waits for it. From here on it must not start over.
     pub fn show(&self) {
         let mut inner = self.lock();

@@ -313,3 +313,25 @@ async fn a_resumed_stream_that_nobody_follows_is_tried_again() {
     next.terminate();
     assert_eq!(next.ended().await, Some(0));
 }
+
+/// An unstreamed job that a restart brought back, and that hangs: nobody waits for it who could leave, so it is ended, and
+/// what waits behind it is served. (It held the queue for ever.)
+#[tokio::test]
+async fn a_resumed_job_that_hangs_is_ended() {
+    let place = Place::new(&["a"]).await;
+    place.stub.hold_loads();
+    let daemon = place.daemon().await;
+    let client = ask(daemon.addr, "/api/chat", chat_unstreamed("a", "resumed"));
+    place.stub.wait_until(|snapshot| snapshot.loading.is_some()).await;
+    daemon.kill().await;
+    assert!(client.await.unwrap().is_none());
+    place.stub.wait_until(|snapshot| snapshot.counts.aborted_loads == 1).await;
+    place.stub.faults(Fault::new(Action::HangBeforeHeaders).path("/api/chat"));
+    place.stub.release_loads();
+    let flags = ["--idle-limit", "100ms", "--max-attempts", "1"];
+    let next = Daemon::start(&place.stub.url(), &place.db(), &flags).await;
+    assert_eq!(post(next.addr, "/api/chat", &chat_unstreamed("a", "next")).await.status, 200);
+    assert_eq!(place.job("resumed").state, "failed");
+    next.terminate();
+    assert_eq!(next.ended().await, Some(0));
+}
