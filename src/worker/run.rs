@@ -87,7 +87,8 @@ impl Worker {
             return Ok(Turn::Idle { until: self.rest(&wanted).await? });
         }
         let has_waited = self.wait_for_foreign_loads(&decision).await;
-        let is_old = self.now_ms() - self.ps_at_ms > PS_FRESH_MS;
+        // A clock that was set back makes it old, too.
+        let is_old = (self.now_ms() - self.ps_at_ms).abs() > PS_FRESH_MS;
         if has_waited || is_old || matches!(decision, Decision::Swap { .. }) {
             // A load decision is made on what ps says now, not on what it said at the last poll; and a model that was
             // resident a while ago may have gone, with an Ollama that was restarted or for somebody else's load.

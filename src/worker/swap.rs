@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use crate::clock;
 use crate::domain::model::{LoadKey, ModelName};
 use crate::domain::retry::{Fault, Told, told_by_status};
 use crate::domain::schedule::Reason;
@@ -133,9 +132,16 @@ impl Worker {
     }
 
     pub(super) async fn wait_until_gone(&self, model: &ModelName) {
-        let deadline_ms = self.now_ms().saturating_add(clock::millis(GONE_LIMIT));
+        if tokio::time::timeout(GONE_LIMIT, self.gone(model)).await.is_err() {
+            tracing::warn!(model.name = %model, limit.s = GONE_LIMIT.as_secs(),
+                "an unloaded model is still listed; going on all the same");
+        }
+    }
+
+    /// Returns when ps no longer lists the model, or the upstream is away.
+    async fn gone(&self, model: &ModelName) {
         let mut pause = GONE_PAUSE_FIRST;
-        while self.now_ms() < deadline_ms {
+        loop {
             match self.tools.ollama.ps().await {
                 Ok(ps) if ps.iter().all(|entry| entry.model != *model) => return,
                 Err(SendError::Unreachable { .. }) => return,
@@ -143,7 +149,6 @@ impl Worker {
             }
             pause = (pause * 2).min(GONE_PAUSE_MAX);
         }
-        tracing::warn!(model.name = %model, limit.s = GONE_LIMIT.as_secs(), "an unloaded model is still listed; loading all the same");
     }
 
     /// Tells a connection that broke from an upstream that died, by asking the upstream.
