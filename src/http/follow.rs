@@ -23,6 +23,7 @@ use crate::worker::output::{End, Follower, Head, Next, Refusal, Timings};
 use super::Response;
 use super::error::in_stream;
 use super::headers;
+use super::outflow::Outflow;
 use super::queued::Waiter;
 use super::records::Records;
 
@@ -31,12 +32,18 @@ const QUEUE_MS: HeaderName = HeaderName::from_static("x-foreman-queue-ms");
 const LOAD_MS: HeaderName = HeaderName::from_static("x-foreman-load-ms");
 
 /// The answer of a job: Ollama's status, headers and bytes, and foreman's own headers.
-pub(super) fn answer(dialect: Dialect, head: Head, timings: Timings, waiter: Waiter) -> Response {
+pub(super) fn answer(
+    dialect: Dialect,
+    (head, timings): (Head, Timings),
+    waiter: Waiter,
+    outflow: Outflow,
+) -> Response {
     let id = waiter.id;
     let follower = Follower::new(Arc::clone(&waiter.output));
     let body = FollowBody {
         dialect,
         waiter,
+        outflow,
         records: Records::new(&head),
         step: Step::Reading(Box::pin(read(follower))),
     };
@@ -64,6 +71,7 @@ async fn read(mut follower: Follower) -> (Follower, Next) {
 struct FollowBody {
     dialect: Dialect,
     waiter: Waiter,
+    outflow: Outflow,
     records: Records,
     step: Step,
 }
@@ -71,8 +79,8 @@ struct FollowBody {
 enum Step {
     /// Waits for the next bytes.
     Reading(Pin<Box<dyn Future<Output = (Follower, Next)> + Send + Sync>>),
-    /// The error record is out; lets hyper flush it before the cut.
-    Flushing,
+    /// The error record was handed to hyper; waits until it is out, or will never be.
+    Flushing(Pin<Box<dyn Future<Output = ()> + Send + Sync>>),
     /// Cuts the connection.
     Cutting,
     /// Nothing more.
@@ -99,7 +107,7 @@ impl FollowBody {
     /// The last record of a broken answer, where there is one to send.
     fn break_off(&mut self, refusal: &Refusal) -> Option<Bytes> {
         self.waiter.let_go();
-        self.step = Step::Flushing;
+        self.step = Step::Flushing(Box::pin(self.outflow.clone().flushed()));
         match refusal.is_told {
             // Ollama's own error record, which may have come without its line end.
             true => self.records.rest(),
@@ -126,11 +134,11 @@ impl HttpBody for FollowBody {
                         return Poll::Ready(Some(Ok(Frame::data(bytes))));
                     }
                 }
-                Step::Flushing => {
-                    // hyper flushes when a body is pending, and drops what is unflushed when a body fails.
+                Step::Flushing(flushed) => {
+                    if flushed.as_mut().poll(context).is_pending() {
+                        return Poll::Pending;
+                    }
                     self.step = Step::Cutting;
-                    context.waker().wake_by_ref();
-                    return Poll::Pending;
                 }
                 Step::Cutting => {
                     self.step = Step::Ended;

@@ -10,6 +10,7 @@ mod embed;
 mod error;
 mod follow;
 mod headers;
+mod outflow;
 mod own;
 mod pass;
 mod placement;

@@ -20,6 +20,7 @@ use super::body::ReadBody;
 use super::error::Told;
 use super::follow;
 use super::headers;
+use super::outflow::Outflow;
 use super::placement::{Place, Placement, place};
 use super::{Edge, Response, body, pass};
 
@@ -55,8 +56,9 @@ async fn serve(
             Ok(pass::pass_bytes(edge, parts, read.bytes).await)
         }
         Placement::Queue(place) => {
+            let outflow = parts.extensions.get::<Outflow>().cloned().unwrap_or_default();
             let waiter = admit(edge, dialect, parts, read, place).await?;
-            wait(edge, dialect, waiter).await
+            wait(edge, dialect, waiter, outflow).await
         }
     }
 }
@@ -103,7 +105,12 @@ async fn admit(
 }
 
 /// Waits until the answer begins, and passes it on.
-async fn wait(edge: &Arc<Edge>, dialect: Dialect, mut waiter: Waiter) -> Result<Response, Told> {
+async fn wait(
+    edge: &Arc<Edge>,
+    dialect: Dialect,
+    mut waiter: Waiter,
+    outflow: Outflow,
+) -> Result<Response, Told> {
     let output = Arc::clone(&waiter.output);
     let opening = tokio::select! {
         opening = output.opening() => opening,
@@ -114,7 +121,9 @@ async fn wait(edge: &Arc<Edge>, dialect: Dialect, mut waiter: Waiter) -> Result<
         }
     };
     match opening {
-        Opening::Answer(head, timings) => Ok(follow::answer(dialect, head, timings, waiter)),
+        Opening::Answer(head, timings) => {
+            Ok(follow::answer(dialect, (head, timings), waiter, outflow))
+        }
         Opening::Refused(refusal) => {
             waiter.let_go();
             let mut response = refused(&refusal).answer(dialect);

@@ -8,8 +8,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use hyper::header::CONTENT_TYPE;
-use hyper::http::HeaderMap;
 use hyper::{Method, Request, Response};
 
 use tokio::time::Sleep;
@@ -28,6 +26,7 @@ use crate::ollama::wire::peek::{Peek, Shape, peek};
 use crate::ollama::wire::unstreamed::is_half;
 use crate::store::{Claim, HeaderList};
 
+use super::answer_kind::answer_kind;
 use super::conclude::Conclusion;
 use super::output::{Head, KeepError, Output, Timings};
 use super::run::waited_ms;
@@ -381,28 +380,4 @@ fn head_of(response: &Response<Incoming>) -> Head {
         .map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec()))
         .collect();
     Head { status: response.status().as_u16(), headers }
-}
-
-/// By what mark this answer is whole. Not only by what was asked for: Ollama answers a load request in a stream's place with
-/// one JSON object. But whatever else comes in the place of an answer (a portal's page, nothing at all) is none.
-fn answer_kind(claim: &Claim, headers: &HeaderMap) -> AnswerKind {
-    if claim.kind == Kind::Opaque || claim.dialect == Dialect::Transcription {
-        return AnswerKind::Opaque;
-    }
-    let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    let essence = content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim();
-    if essence == "application/json" || !claim.is_streamed {
-        return AnswerKind::JsonBody;
-    }
-    match claim.dialect {
-        Dialect::Responses => AnswerKind::ResponsesStream,
-        Dialect::Messages => AnswerKind::MessagesStream,
-        Dialect::OpenAiChat | Dialect::OpenAiCompletions => AnswerKind::OpenAiStream,
-        Dialect::Chat
-        | Dialect::Generate
-        | Dialect::Embed
-        | Dialect::Embeddings
-        | Dialect::OpenAiEmbeddings
-        | Dialect::Transcription => AnswerKind::NativeStream,
-    }
 }

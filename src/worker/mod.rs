@@ -3,6 +3,7 @@
 //! Everything that changes what Ollama holds in memory happens here, at a *border* between jobs, with nothing in flight:
 //! swaps, clients' unloads, the warming of the embedder, the release of idle models.
 
+mod answer_kind;
 mod attempt;
 mod border;
 mod conclude;

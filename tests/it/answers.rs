@@ -96,3 +96,29 @@ async fn a_large_unstreamed_answer_is_whole() {
     let kept = std::fs::read(kept[0].as_ref().unwrap().path()).unwrap();
     assert!(kept == answer.body, "the file holds {} of {} bytes", kept.len(), answer.body.len());
 }
+
+/// A client that reads only when all is over still gets the error record at the end of a broken stream, and then the cut.
+#[tokio::test]
+async fn a_late_client_gets_the_last_words_of_a_broken_stream() {
+    let stub = Stub::start(quick()).await;
+    let foreman = Foreman::start(&stub).await.up().await;
+    let fault = stub_ollama::Action::EndWithoutDone(20_000);
+    stub.faults(stub_ollama::Fault::new(fault).path("/api/generate").skip(1));
+    let body =
+        json!({ "model": "a", "prompt": "x", "options": { "num_predict": 30_000 } }).to_string();
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(16 * 1024).unwrap();
+    let mut client = socket.connect(foreman.addr).await.unwrap();
+    let head = format!(
+        "POST /api/generate HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    tokio::io::AsyncWriteExt::write_all(&mut client, head.as_bytes()).await.unwrap();
+    foreman.wait_for(|status| status["since_start"]["failed"] == 1).await;
+    let mut seen = Vec::new();
+    tokio::io::AsyncReadExt::read_to_end(&mut client, &mut seen).await.unwrap();
+    let text = String::from_utf8_lossy(&seen);
+    let last = text.lines().rfind(|line| line.starts_with("{\"")).unwrap();
+    assert!(last.starts_with("{\"error\""), "{last}");
+    assert!(!text.ends_with("0\r\n\r\n"), "and then the cut");
+}

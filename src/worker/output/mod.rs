@@ -13,63 +13,14 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::store::HeaderList;
-
 mod follower;
+mod parts;
 
 pub use follower::{Follower, Next};
+pub use parts::{End, Head, Opening, Refusal, Timings};
 
 /// Bytes of an answer kept in memory. Nearly all answers are smaller; ten thousand waiting clients hold none yet.
 pub const MEMORY_BYTES_MAX: u64 = 1024 * 1024;
-
-/// Status and headers of an answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Head {
-    /// HTTP status.
-    pub status: u16,
-    /// End-to-end headers.
-    pub headers: HeaderList,
-}
-
-/// How long the job waited, told to the client in headers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Timings {
-    /// From admission to the claim, in milliseconds.
-    pub queue_ms: i64,
-    /// Making its key resident, in milliseconds; 0 if it was.
-    pub load_ms: i64,
-}
-
-/// Why there is no whole answer, for the client.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
-    /// The HTTP status where nothing was sent yet.
-    pub status: u16,
-    /// What happened, and whether it is safe to try again.
-    pub text: String,
-    /// Seconds after which to try again, where that helps.
-    pub retry_after_s: Option<u64>,
-    /// Whether the upstream's own error line is already among the bytes, so that none must be added.
-    pub is_told: bool,
-}
-
-/// How an answer ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum End {
-    /// Every byte is there.
-    Whole,
-    /// It is not, and will not be.
-    Broken(Refusal),
-}
-
-/// What a waiting client gets to see first.
-#[derive(Debug, Clone)]
-pub enum Opening {
-    /// An answer begins (it may have ended already).
-    Answer(Head, Timings),
-    /// There will be none.
-    Refused(Refusal),
-}
 
 /// One job's answer.
 #[derive(Debug)]
