@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::guard::Guard;
-use crate::http::{Edge, EdgeParts, accept};
+use crate::http::{Edge, accept};
 use crate::ollama::client::Ollama;
 use crate::ollama::health::Health;
 use crate::ollama::inventory::{Inventory, Poller};
@@ -88,29 +88,18 @@ impl App {
         let ollama = Ollama::new(config.ollama_url.clone(), token).map_err(StartError::Config)?;
         let (inventory, poller) = Inventory::new();
         let tools = Tools {
-            store: store.clone(),
-            ollama: ollama.clone(),
+            store,
+            ollama,
             health: Health::default(),
-            inventory: inventory.clone(),
+            inventory,
             residency: Residency::default(),
-            clock: clock.clone(),
+            clock,
             tasks: Tasks::default(),
         };
         let (worker, handle) = Worker::new(tools.clone(), settings(&config), config.answer_max);
         let hostname = gethostname::gethostname().to_string_lossy().into_owned();
         let guard = Guard::new(addr, hostname, &config.origins);
-        let edge = Edge::new(EdgeParts {
-            config,
-            store,
-            ollama,
-            health: tools.health,
-            inventory,
-            residency: tools.residency,
-            worker: handle,
-            clock,
-            tasks: tools.tasks,
-            guard,
-        });
+        let edge = Edge::new(config, tools, handle, guard);
         Ok(App { edge: Arc::new(edge), listener, worker, poller, addr })
     }
 

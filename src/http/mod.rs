@@ -33,7 +33,7 @@ use crate::ollama::inventory::Inventory;
 use crate::ollama::residency::Residency;
 use crate::shutdown::Tasks;
 use crate::store::{QueueLimits, Store};
-use crate::worker::WorkerHandle;
+use crate::worker::{Tools, WorkerHandle};
 
 /// An answer to a client.
 pub(crate) type Response = hyper::Response<Body>;
@@ -76,51 +76,27 @@ pub struct Edge {
     body_budget: Arc<Semaphore>,
 }
 
-/// The parts an [`Edge`] is made of.
-pub struct EdgeParts {
-    /// See [`Edge`].
-    pub config: Config,
-    /// See [`Edge`].
-    pub store: Store,
-    /// See [`Edge`].
-    pub ollama: Ollama,
-    /// See [`Edge`].
-    pub health: Health,
-    /// See [`Edge`].
-    pub inventory: Inventory,
-    /// See [`Edge`].
-    pub residency: Residency,
-    /// See [`Edge`].
-    pub worker: WorkerHandle,
-    /// See [`Edge`].
-    pub clock: Clock,
-    /// See [`Edge`].
-    pub tasks: Tasks,
-    /// See [`Edge`].
-    pub guard: Guard,
-}
-
 impl Edge {
-    /// Puts the parts together.
-    pub fn new(parts: EdgeParts) -> Edge {
+    /// Puts the parts together. The handlers work with the same tools as the worker.
+    pub fn new(config: Config, tools: Tools, worker: WorkerHandle, guard: Guard) -> Edge {
         Edge {
+            started_at_ms: tools.clock.now_ms(),
+            instance: ulid::Ulid::generate().to_string(),
             is_misled: AtomicBool::new(false),
-            embeds: Arc::new(Semaphore::new(parts.config.embed_parallel)),
+            embeds: Arc::new(Semaphore::new(config.embed_parallel)),
             embeds_waiting: AtomicU64::new(0),
             status_places: Semaphore::new(own::STATUS_AT_ONCE),
-            body_budget: Arc::new(body::budget(parts.config.body_max)),
-            started_at_ms: parts.clock.now_ms(),
-            instance: ulid::Ulid::generate().to_string(),
-            config: parts.config,
-            store: parts.store,
-            ollama: parts.ollama,
-            health: parts.health,
-            inventory: parts.inventory,
-            residency: parts.residency,
-            worker: parts.worker,
-            clock: parts.clock,
-            tasks: parts.tasks,
-            guard: parts.guard,
+            body_budget: Arc::new(body::budget(config.body_max)),
+            config,
+            store: tools.store,
+            ollama: tools.ollama,
+            health: tools.health,
+            inventory: tools.inventory,
+            residency: tools.residency,
+            clock: tools.clock,
+            tasks: tools.tasks,
+            worker,
+            guard,
         }
     }
 

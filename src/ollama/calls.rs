@@ -53,8 +53,6 @@ pub struct PsModel {
     pub model: ModelName,
     /// Digest of the manifest, bare hex.
     pub digest: String,
-    /// Bytes it holds in GPU memory.
-    pub size_vram: u64,
     /// The context length it runs with, where told.
     pub context_length: Option<i64>,
 }
@@ -250,7 +248,6 @@ fn ps_model(entry: &Value) -> Option<PsModel> {
     Some(PsModel {
         model: ModelName::parse_listed(entry["name"].as_str()?).ok()?,
         digest: entry["digest"].as_str().unwrap_or_default().to_owned(),
-        size_vram: entry["size_vram"].as_u64().unwrap_or(0),
         context_length: entry["context_length"].as_i64(),
     })
 }

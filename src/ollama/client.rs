@@ -116,11 +116,6 @@ impl Ollama {
         &self.url
     }
 
-    /// Whether foreman authenticates itself; then a client's own `Authorization` is not passed on.
-    pub fn has_token(&self) -> bool {
-        self.authorization.is_some()
-    }
-
     /// Sends a request whose URI is a path and query. Sets `Host` and, where configured, `Authorization`.
     ///
     /// Cancellation: dropping the future, or later the answer's body, closes the connection, which is how Ollama is told

@@ -310,12 +310,7 @@ mod tests {
     }
 
     fn ps(name: &str) -> PsModel {
-        PsModel {
-            model: key(name).model,
-            digest: String::new(),
-            size_vram: 0,
-            context_length: None,
-        }
+        PsModel { model: key(name).model, digest: String::new(), context_length: None }
     }
 
     #[test]

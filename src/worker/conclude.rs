@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::domain::job::{Event, Kind};
+use crate::domain::job::Event;
 use crate::domain::retry::{Charge, Exposure, Fault, Told, Verdict, judge};
 use crate::store::{Answer, AnswerBody, Claim, Ending, GiveBack, StoreError};
 
@@ -113,11 +113,7 @@ impl Worker {
         refusal: Refusal,
         has_answer: HasAnswer,
     ) {
-        let attempts_max = match claim.kind {
-            Kind::Opaque => 1,
-            Kind::Run | Kind::Load | Kind::Unload => self.settings.attempts_max,
-        };
-        let exposure = exposure(&output);
+        let (exposure, attempts_max) = (exposure(&output), self.settings.attempts_max);
         match judge(fault, claim.kind, exposure, claim.counters, attempts_max) {
             Verdict::Again(charge) => self.give_back(&claim, &output, charge, refusal.text).await,
             Verdict::Fail => self.finish(claim, output, Finish::Failed { refusal, has_answer }),

@@ -24,15 +24,6 @@ pub enum KeepAlive {
 }
 
 impl KeepAlive {
-    /// Whether the model is let go as soon as nobody uses it.
-    #[must_use]
-    pub fn releases(self) -> bool {
-        match self {
-            Self::Zero | Self::Overflow => true,
-            Self::For(_) | Self::Forever => false,
-        }
-    }
-
     /// Reads nanoseconds of a number that was not negative before it was converted.
     fn from_converted(nanos: i64) -> Self {
         match u64::try_from(nanos) {

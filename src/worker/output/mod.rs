@@ -37,7 +37,6 @@ struct Inner {
     head: Option<Head>,
     timings: Timings,
     chunks: Vec<Bytes>,
-    chunk_bytes: u64,
     file: Option<Arc<File>>,
     bytes: u64,
     is_shown: bool,
@@ -138,7 +137,6 @@ impl Output {
             let fits = inner.bytes + chunk_bytes <= MEMORY_BYTES_MAX;
             if fits {
                 inner.bytes += chunk_bytes;
-                inner.chunk_bytes += chunk_bytes;
                 inner.chunks.push(chunk.clone());
             }
             !fits

@@ -43,6 +43,17 @@ impl Place {
         Daemon::start(&self.stub.url(), &self.db(), &["--shutdown-grace", "20s"]).await
     }
 
+    /// Leaves a job behind whose client and daemon are gone: foreman is killed while it loads for it. Loads stay held.
+    async fn cut_off_while_loading(&self, body: Value) {
+        self.stub.hold_loads();
+        let daemon = self.daemon().await;
+        let client = ask(daemon.addr, "/api/chat", body);
+        self.stub.wait_until(|snapshot| snapshot.loading.is_some()).await;
+        daemon.kill().await;
+        assert!(client.await.unwrap().is_none());
+        self.stub.wait_until(|snapshot| snapshot.counts.aborted_loads == 1).await;
+    }
+
     /// The job whose request says this.
     fn job(&self, text: &str) -> Job {
         let mut jobs = jobs(&self.db());
@@ -298,13 +309,7 @@ async fn a_job_that_kills_the_daemon_cannot_loop() {
 #[tokio::test]
 async fn a_resumed_stream_that_nobody_follows_is_tried_again() {
     let place = Place::new(&["a"]).await;
-    place.stub.hold_loads();
-    let daemon = place.daemon().await;
-    let client = ask(daemon.addr, "/api/chat", chat("a", "resumed"));
-    place.stub.wait_until(|snapshot| snapshot.loading.is_some()).await;
-    daemon.kill().await;
-    assert!(client.await.unwrap().is_none());
-    place.stub.wait_until(|snapshot| snapshot.counts.aborted_loads == 1).await;
+    place.cut_off_while_loading(chat("a", "resumed")).await;
     place.stub.faults(Fault::new(Action::EndWithoutDone(2)).path("/api/chat"));
     let next = place.daemon().await;
     place.stub.release_loads();
@@ -319,13 +324,7 @@ async fn a_resumed_stream_that_nobody_follows_is_tried_again() {
 #[tokio::test]
 async fn a_resumed_job_that_hangs_is_ended() {
     let place = Place::new(&["a"]).await;
-    place.stub.hold_loads();
-    let daemon = place.daemon().await;
-    let client = ask(daemon.addr, "/api/chat", chat_unstreamed("a", "resumed"));
-    place.stub.wait_until(|snapshot| snapshot.loading.is_some()).await;
-    daemon.kill().await;
-    assert!(client.await.unwrap().is_none());
-    place.stub.wait_until(|snapshot| snapshot.counts.aborted_loads == 1).await;
+    place.cut_off_while_loading(chat_unstreamed("a", "resumed")).await;
     place.stub.faults(Fault::new(Action::HangBeforeHeaders).path("/api/chat"));
     place.stub.release_loads();
     let flags = ["--idle-limit", "100ms", "--max-attempts", "1"];
