@@ -3,6 +3,7 @@
 //! No clock, no I/O, no tokio; time, randomness and facts about the upstream are passed in. Everything else in the
 //! program is an edge around this.
 
+pub mod bound;
 pub mod dialect;
 pub mod job;
 pub mod model;
