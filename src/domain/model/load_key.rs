@@ -13,8 +13,7 @@ const NUM_CTX_MIN: i64 = 4;
 
 /// The runner options whose change makes Ollama restart a runner; `None` means "not given".
 ///
-/// Values are compared as given: what the model file or the environment adds is the same for every
-/// request to one model, so equal options mean an equal runner.
+/// What the environment adds is the same for every request, so equal options mean an equal runner.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RunnerOptions {
     /// Context length in tokens; at least 4 once normalised.
@@ -38,9 +37,9 @@ pub struct RunnerOptions {
 impl RunnerOptions {
     /// Brings spellings that Ollama takes for the same into one.
     ///
-    /// Ollama's own defaults are assumed: a model file with `num_gpu` or `num_thread`, and the
-    /// `deepseek2` family (no shift by default), tell an explicit default from an absent one. For
-    /// those the price is a reload that foreman did not plan, never a wrong answer.
+    /// Ollama's own defaults are assumed. A model whose file says otherwise gets its keys from
+    /// [`Modelfile`](super::Modelfile); for one whose file is not known the price is a reload that
+    /// foreman did not plan, never a wrong answer.
     #[must_use]
     pub fn normalised(self) -> Self {
         Self {
@@ -50,6 +49,48 @@ impl RunnerOptions {
             shift: self.shift.filter(|shift| !shift),
             ..self
         }
+    }
+
+    /// These options, and where `asked` gives one, that instead: Ollama lays the options of a
+    /// request over those of the model file.
+    #[must_use]
+    pub fn overlaid(self, asked: Self) -> Self {
+        Self {
+            num_ctx: asked.num_ctx.or(self.num_ctx),
+            num_batch: asked.num_batch.or(self.num_batch),
+            num_gpu: asked.num_gpu.or(self.num_gpu),
+            num_thread: asked.num_thread.or(self.num_thread),
+            main_gpu: asked.main_gpu.or(self.main_gpu),
+            draft_num_predict: asked.draft_num_predict.or(self.draft_num_predict),
+            use_mmap: asked.use_mmap.or(self.use_mmap),
+            shift: asked.shift.or(self.shift),
+        }
+    }
+
+    /// The names of the options that are given, in the order of the key's text.
+    pub fn given(&self) -> impl Iterator<Item = &'static str> {
+        let numbers = self.numbers().map(|(name, value)| value.map(|_| name));
+        let switches = self.switches().map(|(name, value)| value.map(|_| name));
+        numbers.into_iter().chain(switches).flatten()
+    }
+
+    /// Sets one option from its text, as [`LoadKey`] and a model file write it.
+    ///
+    /// `None` for a name that is no runner option or a value of the wrong type; nothing is set then.
+    pub fn set(&mut self, name: &str, value: &str) -> Option<()> {
+        let number = match name {
+            "num_ctx" => &mut self.num_ctx,
+            "num_batch" => &mut self.num_batch,
+            "num_gpu" => &mut self.num_gpu,
+            "num_thread" => &mut self.num_thread,
+            "main_gpu" => &mut self.main_gpu,
+            "draft_num_predict" => &mut self.draft_num_predict,
+            "use_mmap" => return value.parse().ok().map(|value| self.use_mmap = Some(value)),
+            "shift" => return value.parse().ok().map(|value| self.shift = Some(value)),
+            _ => return None,
+        };
+        *number = Some(value.parse().ok()?);
+        Some(())
     }
 
     fn numbers(&self) -> [(&'static str, Option<i64>); 6] {
@@ -66,23 +107,6 @@ impl RunnerOptions {
     fn switches(&self) -> [(&'static str, Option<bool>); 2] {
         [("use_mmap", self.use_mmap), ("shift", self.shift)]
     }
-
-    /// Sets one option from its text; `None` for an unknown name or a value of the wrong type.
-    fn set(&mut self, name: &str, value: &str) -> Option<()> {
-        let number = match name {
-            "num_ctx" => &mut self.num_ctx,
-            "num_batch" => &mut self.num_batch,
-            "num_gpu" => &mut self.num_gpu,
-            "num_thread" => &mut self.num_thread,
-            "main_gpu" => &mut self.main_gpu,
-            "draft_num_predict" => &mut self.draft_num_predict,
-            "use_mmap" => return value.parse().ok().map(|value| self.use_mmap = Some(value)),
-            "shift" => return value.parse().ok().map(|value| self.shift = Some(value)),
-            _ => return None,
-        };
-        *number = Some(value.parse().ok()?);
-        Some(())
-    }
 }
 
 /// What must be resident to run a job: the model and the options of its runner, normalised.
@@ -98,7 +122,7 @@ pub struct LoadKey {
 }
 
 impl LoadKey {
-    /// Makes the key of `model` with `options`, which are normalised here.
+    /// Makes the key of a model whose file is not known, with `options`, which are normalised here.
     #[must_use]
     pub fn new(model: ModelName, options: RunnerOptions) -> Self {
         Self { model, options: options.normalised() }
@@ -106,12 +130,12 @@ impl LoadKey {
 
     /// Whether a runner loaded with exactly this key serves `wanted` without a reload.
     ///
-    /// One direction only: a request without `num_gpu` takes a runner with any, but a request with
-    /// `num_gpu` does not take a runner without it.
+    /// One direction only: a request without `num_gpu`, or with a negative one, takes a runner with
+    /// any, but a request with `num_gpu` does not take a runner without it.
     #[must_use]
     pub fn serves(&self, wanted: &Self) -> bool {
         let mut needed = wanted.options;
-        if needed.num_gpu.is_none() {
+        if needed.num_gpu.is_none_or(|layers| layers < 0) {
             needed.num_gpu = self.options.num_gpu;
         }
         self.model == wanted.model && self.options == needed
@@ -191,6 +215,8 @@ mod tests {
         assert!(bare.serves(&bare));
         assert!(key("m:latest num_gpu=0").serves(&bare));
         assert!(!bare.serves(&key("m:latest num_gpu=0")));
+        assert!(key("m:latest num_gpu=7").serves(&key("m:latest num_gpu=-1")));
+        assert!(!key("m:latest num_gpu=-1").serves(&key("m:latest num_gpu=7")));
         for other in ["n:latest", "m:latest num_ctx=8192", "m:latest shift=false"] {
             assert!(!bare.serves(&key(other)) && !key(other).serves(&bare), "{other}");
         }

@@ -1,14 +1,19 @@
 //! Model names, read as Ollama reads them, in the one spelling foreman compares.
 //!
-//! [`LoadKey`], what must be resident to run a job, is in [`load_key`].
+//! [`LoadKey`], what must be resident to run a job, is in [`load_key`]; what a model file adds to it
+//! in [`modelfile`]; which names share a runner in [`aliases`].
 //!
 //! Pure text: this file never asks an Ollama what it holds. Requests, the inventory and load keys
 //! all speak of models in these types; the rules are those of Ollama's `types/model/name.go` and
 //! `internal/modelref` (docs/ollama.md, names).
 
+pub mod aliases;
 pub mod load_key;
+pub mod modelfile;
 
+pub use aliases::Aliases;
 pub use load_key::{LoadKey, LoadKeyFault, RunnerOptions};
+pub use modelfile::{Modelfile, Part, Weights};
 
 use std::fmt;
 use std::sync::Arc;

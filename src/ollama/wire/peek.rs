@@ -163,7 +163,7 @@ impl Draft {
         let request = Request {
             model: self.model,
             stream: self.stream.unwrap_or(streams_unasked(shape)),
-            options: options.normalised(),
+            options,
             keep_alive: self.keep_alive,
             keep_alive_members: self.cuts.finish(),
             is_empty: match shape {
@@ -271,7 +271,7 @@ mod tests {
         let body = r#"{"model":"m","options":{"num_ctx":1,"num_ctx":8192.9,"Num_gpu":1},"shift":false,
             "OPTIONS":{"num_gpu":-1,"main_gpu":0,"use_mmap":true,"x":[1],"seed":null,"stop":[]}}"#;
         let options = request(Shape::Generate, body).options;
-        let wanted = (Some(8192), None, Some(0), Some(true), Some(false));
+        let wanted = (Some(8192), Some(-1), Some(0), Some(true), Some(false));
         let found =
             (options.num_ctx, options.num_gpu, options.main_gpu, options.use_mmap, options.shift);
         assert_eq!(found, wanted);

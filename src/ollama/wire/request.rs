@@ -68,7 +68,7 @@ pub struct Request {
     pub model: String,
     /// Whether the answer comes as a stream; a native request streams unless it says no.
     pub stream: bool,
-    /// The options of the runner it needs, normalised.
+    /// The options of the runner it asks for, as given: what they mean depends on the model's file.
     pub options: RunnerOptions,
     /// How long the client wants the model kept; `None` leaves it as it is.
     pub keep_alive: Option<KeepAlive>,
