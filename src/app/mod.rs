@@ -91,8 +91,8 @@ impl App {
             store,
             ollama,
             health: Health::default(),
+            residency: Residency::new(inventory.follow_aliases()),
             inventory,
-            residency: Residency::default(),
             clock,
             tasks: Tasks::default(),
         };

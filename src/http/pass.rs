@@ -97,7 +97,7 @@ async fn change(edge: &Arc<Edge>, request: Request<Incoming>) -> Result<Response
     let read = body::read(edge, incoming, NAMING_BYTES_MAX).await?;
     let mut hold = None;
     if let Some(model) = changed_model(parts.uri.path(), &read.bytes)
-        && edge.residency.holds_or_loads(&model)
+        && edge.residency.goes_by(&model)
         && edge.health.is_up()
     {
         hold = edge.worker.release(model).await;

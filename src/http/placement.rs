@@ -7,8 +7,7 @@ use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
 
 use crate::domain::dialect::Dialect;
 use crate::domain::job::Kind;
-use crate::domain::model::LoadKey;
-use crate::domain::model::{ModelName, Source};
+use crate::domain::model::{ModelName, RunnerOptions, Source};
 use crate::domain::schedule::Lane;
 use crate::ollama::calls::TagsModel;
 use crate::ollama::inventory::Lookup;
@@ -63,13 +62,11 @@ async fn place_request(edge: &Edge, dialect: Dialect, request: Request) -> Place
         Ok(model) => model,
         Err(placement) => return placement,
     };
-    let key = LoadKey::new(model, request.options);
     let (kind, lane) = if request.is_unload() {
         (Kind::Unload, Lane::Unload)
-    } else if request.is_empty {
-        (Kind::Load, Lane::Key(key))
     } else {
-        (Kind::Run, Lane::Key(key))
+        let kind = if request.is_empty { Kind::Load } else { Kind::Run };
+        (kind, Lane::Key(edge.inventory.load_key(&model, request.options).await))
     };
     let is_streamed = request.stream;
     Placement::Queue(Place { kind, lane, model: request.model, is_streamed })
@@ -83,7 +80,7 @@ async fn transcription(edge: &Edge, headers: &HeaderMap, body: &[u8]) -> Placeme
     match installed(edge, &model, &needs).await {
         Ok(name) => Placement::Queue(Place {
             kind: Kind::Run,
-            lane: Lane::Key(LoadKey::new(name, Default::default())),
+            lane: Lane::Key(edge.inventory.load_key(&name, RunnerOptions::default()).await),
             model,
             is_streamed: false,
         }),
@@ -120,7 +117,7 @@ async fn installed(edge: &Edge, model: &str, needs: &Needs) -> Result<ModelName,
 /// Whether Ollama will refuse for want of a capability. Only where its capabilities are known, and only the checks that
 /// all recent versions make before they load (`server/routes.go`).
 async fn lacks(edge: &Edge, model: &TagsModel, needs: &Needs) -> bool {
-    let Some(has) = edge.inventory.capabilities(model, &edge.ollama).await else { return false };
+    let Some(has) = edge.inventory.capabilities(model).await else { return false };
     let lacks = |capability: &str| !has.is_empty() && !has.iter().any(|item| item == capability);
     match needs.dialect {
         Dialect::Chat => {

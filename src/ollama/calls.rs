@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 use crate::domain::model::{LoadKey, ModelName};
 
 use super::client::{Ollama, SendError, empty_body, full_body};
+use super::show::{self, Shown};
 
 /// Metadata answers: a tags list of thousands of models is a few MB.
 const METADATA_BYTES_MAX: usize = 32 * 1024 * 1024;
@@ -26,6 +27,9 @@ pub const PS_LIMIT: Duration = Duration::from_secs(1);
 
 /// `/api/tags` waits for a cache to fill at Ollama's start.
 const TAGS_LIMIT: Duration = Duration::from_secs(10);
+
+/// `/api/show` reads the head of the weights from the disk.
+const SHOW_LIMIT: Duration = Duration::from_secs(10);
 
 /// An unload request is answered at once; the runner dies later.
 const UNLOAD_LIMIT: Duration = Duration::from_secs(10);
@@ -49,8 +53,11 @@ impl Reply {
 /// One entry of `/api/ps`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PsModel {
-    /// Canonical name.
+    /// Canonical name. [`Inventory::ps`](super::inventory::Inventory::ps) puts the name here that jobs of its runner are
+    /// loaded by.
     pub model: ModelName,
+    /// The name as listed, canonical: the one it was loaded by.
+    pub listed: ModelName,
     /// Digest of the manifest, bare hex.
     pub digest: String,
     /// The context length it runs with, where told.
@@ -66,6 +73,8 @@ pub struct TagsModel {
     pub display: String,
     /// Digest of the manifest, bare hex.
     pub digest: String,
+    /// The architecture of its weights; empty where this Ollama does not say.
+    pub family: String,
     /// What it can do; `None` where this Ollama does not say.
     pub capabilities: Option<Vec<String>>,
     /// Whether it runs in a cloud: then it never touches the GPU.
@@ -114,15 +123,14 @@ impl Ollama {
         Ok(entries(&value).filter_map(tags_model).collect())
     }
 
-    /// What a model can do, from `/api/show`; `None` if it does not say.
+    /// What a model can do and what its file says, from `/api/show`; `None` if that is refused.
     ///
     /// # Errors
     /// Any [`SendError`].
-    pub async fn capabilities(&self, model: &str) -> Result<Option<Vec<String>>, SendError> {
-        let body = json!({ "model": model });
-        let reply = self.post("/api/show", &body, TAGS_LIMIT).await?;
-        let value: Value = serde_json::from_slice(&reply.body).unwrap_or(Value::Null);
-        Ok(texts(&value["capabilities"]))
+    pub async fn show(&self, model: &TagsModel) -> Result<Option<Shown>, SendError> {
+        let body = json!({ "model": model.display });
+        let reply = self.post("/api/show", &body, SHOW_LIMIT).await?;
+        Ok((reply.status == 200).then(|| show::read(&reply.body, &model.digest)).flatten())
     }
 
     /// Makes a key resident with an empty generate request that carries exactly the key's runner options and the pin
@@ -245,8 +253,10 @@ fn entries(value: &Value) -> impl Iterator<Item = &Value> {
 }
 
 fn ps_model(entry: &Value) -> Option<PsModel> {
+    let listed = ModelName::parse_listed(entry["name"].as_str()?).ok()?;
     Some(PsModel {
-        model: ModelName::parse_listed(entry["name"].as_str()?).ok()?,
+        model: listed.clone(),
+        listed,
         digest: entry["digest"].as_str().unwrap_or_default().to_owned(),
         context_length: entry["context_length"].as_i64(),
     })
@@ -260,12 +270,14 @@ fn tags_model(entry: &Value) -> Option<TagsModel> {
         model: ModelName::parse_listed(display).ok()?,
         display: display.to_owned(),
         digest: entry["digest"].as_str().unwrap_or_default().to_owned(),
+        family: entry["details"]["family"].as_str().unwrap_or_default().to_owned(),
         capabilities: texts(&entry["capabilities"]),
         is_remote,
     })
 }
 
-fn texts(value: &Value) -> Option<Vec<String>> {
+/// A list of texts; `None` if it is no list.
+pub(super) fn texts(value: &Value) -> Option<Vec<String>> {
     let items = value.as_array()?;
     Some(items.iter().filter_map(|item| item.as_str().map(str::to_owned)).collect())
 }

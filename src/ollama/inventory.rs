@@ -1,34 +1,56 @@
-//! What is installed at the upstream, as of the last successful poll. Kept while the upstream is away.
+//! What is installed at the upstream, as of the last successful poll, and what its model files say. Kept while the
+//! upstream is away.
 //!
 //! A model that is not listed is looked up again before it counts as unknown; many that ask at once share one poll,
-//! and it is always a poll that began after they asked.
+//! and it is always a poll that began after they asked. A model file is asked for once per manifest digest, when a key
+//! of its family is first wanted: files that cannot be had cost no request more than a moment, and none its life.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::domain::model::ModelName;
+use crate::domain::model::{Aliases, LoadKey, ModelName, RunnerOptions};
 
-use super::calls::TagsModel;
+use super::calls::{PsModel, TagsModel};
 use super::client::{Ollama, SendError};
+use super::show::Shown;
 
 /// Lookups that may wait for a poll; beyond it a lookup is answered as "cannot say".
 const WAITING_MAX: usize = 1_024;
+
+/// The longest a request waits for model files. A show takes milliseconds, from a cold disk some hundred; whoever has waited
+/// this long gets the key by what is known, which is never wrong, only perhaps a reload dearer.
+const LEARN_LIMIT: Duration = Duration::from_secs(2);
 
 /// The shared list.
 #[derive(Clone)]
 pub struct Inventory {
     known: Arc<Mutex<Known>>,
     polls: mpsc::Sender<oneshot::Sender<bool>>,
+    questions: mpsc::Sender<Question>,
 }
 
 #[derive(Default)]
 struct Known {
     by_name: HashMap<ModelName, TagsModel>,
-    /// From `/api/show`, for an Ollama whose tags do not tell; by digest, since that changes with the model.
-    shown: HashMap<String, Option<Vec<String>>>,
+    /// From `/api/show`, by digest, since that changes with the model; `None` where it was refused, until the next poll.
+    /// Bounded by what is installed or resident.
+    shown: HashMap<String, Option<Shown>>,
+    /// The digests in the last ps: a runner outlives its model's deletion.
+    resident: HashSet<String>,
+    /// Shows hang or break off: none is asked for, nor waited for, before the next successful poll.
+    is_withheld: bool,
     is_polled: bool,
+    aliases: watch::Sender<Arc<Aliases>>,
+}
+
+/// Models whose files are wanted.
+struct Question {
+    models: Vec<TagsModel>,
+    /// Told when they are known, or cannot be.
+    answered: oneshot::Sender<()>,
 }
 
 /// What is known about a model.
@@ -42,18 +64,21 @@ pub enum Lookup {
     CannotSay,
 }
 
-/// The task side of the inventory: owns the polling.
+/// The task side of the inventory: owns the polling and the showing.
 pub struct Poller {
     known: Arc<Mutex<Known>>,
     asked: mpsc::Receiver<oneshot::Sender<bool>>,
+    questions: mpsc::Receiver<Question>,
 }
 
 impl Inventory {
     /// An empty inventory and the poller that fills it.
     pub fn new() -> (Inventory, Poller) {
         let (polls, asked) = mpsc::channel(WAITING_MAX);
+        let (questions, receiver) = mpsc::channel(WAITING_MAX);
         let known = Arc::new(Mutex::new(Known::default()));
-        (Inventory { known: Arc::clone(&known), polls }, Poller { known, asked })
+        let poller = Poller { known: Arc::clone(&known), asked, questions: receiver };
+        (Inventory { known, polls, questions }, poller)
     }
 
     /// Looks a model up, asking the upstream again if it is not listed.
@@ -81,17 +106,27 @@ impl Inventory {
         self.lock().by_name.get(model).cloned()
     }
 
-    /// What an installed model can do: from the tags, else asked for once per digest. `None` where unknown.
-    pub async fn capabilities(&self, model: &TagsModel, ollama: &Ollama) -> Option<Vec<String>> {
+    /// The key of a request to `model` that asks for these runner options: by its file, under the name that all names of
+    /// its runner are loaded by. Where the file cannot be had, by the name and the request alone.
+    ///
+    /// Waits for the files of the model's family where they are not known yet, at most 2 s, and not again before the next
+    /// poll once that was too short. Cancel-safe.
+    pub async fn load_key(&self, model: &ModelName, asked: RunnerOptions) -> LoadKey {
+        if let Some(entry) = self.find(model) {
+            // Names of one blob are of one family: it is the architecture that the blob states.
+            self.learn(&entry, |other| other.family == entry.family).await;
+        }
+        self.aliases().load_key(model, asked)
+    }
+
+    /// What an installed model can do: from the tags, else from its show. `None` where unknown. Waits as
+    /// [`Self::load_key`] does.
+    pub async fn capabilities(&self, model: &TagsModel) -> Option<Vec<String>> {
         if model.capabilities.is_some() {
             return model.capabilities.clone();
         }
-        if let Some(shown) = self.lock().shown.get(&model.digest) {
-            return shown.clone();
-        }
-        let shown = ollama.capabilities(&model.display).await.ok()?;
-        self.lock().shown.insert(model.digest.clone(), shown.clone());
-        shown
+        self.learn(model, |other| other.digest == model.digest).await;
+        self.lock().shown.get(&model.digest)?.as_ref()?.capabilities.clone()
     }
 
     /// Whether a model serves embeddings only, from what is known now.
@@ -99,11 +134,38 @@ impl Inventory {
         let known = self.lock();
         let Some(entry) = known.by_name.get(model) else { return false };
         let shown = known.shown.get(&entry.digest).and_then(Option::as_ref);
+        let shown = shown.and_then(|shown| shown.capabilities.as_ref());
         let capabilities = entry.capabilities.as_ref().or(shown);
         capabilities.is_some_and(|list| {
             list.iter().any(|item| item == "embedding")
                 && !list.iter().any(|item| item == "completion")
         })
+    }
+
+    /// What is in the upstream's memory, each runner by the name that jobs of its names are loaded by, whatever name it
+    /// was loaded by.
+    ///
+    /// # Errors
+    /// As [`Ollama::ps`].
+    pub async fn ps(&self, ollama: &Ollama) -> Result<Vec<PsModel>, SendError> {
+        let mut listed = ollama.ps().await?;
+        let mut known = self.lock();
+        known.resident = listed.iter().map(|model| model.digest.clone()).collect();
+        for model in &mut listed {
+            model.model = known.representative(model);
+        }
+        Ok(listed)
+    }
+
+    /// Whether two names are loaded by one.
+    pub fn is_same(&self, one: &ModelName, other: &ModelName) -> bool {
+        let aliases = self.aliases();
+        aliases.representative(one) == aliases.representative(other)
+    }
+
+    /// Which names share a runner, now and whenever that changes.
+    pub fn follow_aliases(&self) -> watch::Receiver<Arc<Aliases>> {
+        self.lock().aliases.subscribe()
     }
 
     /// How many models are installed; `None` before the first successful poll.
@@ -112,36 +174,135 @@ impl Inventory {
         known.is_polled.then_some(known.by_name.len())
     }
 
+    fn aliases(&self) -> Arc<Aliases> {
+        Arc::clone(&self.lock().aliases.borrow())
+    }
+
+    /// Has the files of all wanted models asked for that are not known, the one of `first` before the others.
+    async fn learn(&self, first: &TagsModel, is_wanted: impl Fn(&TagsModel) -> bool) {
+        let mut models = self.lock().unshown(is_wanted);
+        if models.is_empty() {
+            return;
+        }
+        models.sort_by_key(|model| model.digest != first.digest);
+        let (answered, outcome) = oneshot::channel();
+        if self.questions.try_send(Question { models, answered }).is_err() {
+            return;
+        }
+        if tokio::time::timeout(LEARN_LIMIT, outcome).await.is_err() {
+            tracing::debug!(model.name = %first.model, "model files are slow to come; going by what is known");
+            self.lock().is_withheld = true;
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.known)
+    }
+}
+
+fn lock(known: &Mutex<Known>) -> MutexGuard<'_, Known> {
+    known.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Known {
+    /// The wanted models whose files can be asked for and were not.
+    fn unshown(&self, is_wanted: impl Fn(&TagsModel) -> bool) -> Vec<TagsModel> {
+        if self.is_withheld {
+            return Vec::new();
+        }
+        let is_unshown = |model: &&TagsModel| {
+            !model.is_remote
+                && !model.digest.is_empty()
+                && is_wanted(model)
+                && !self.shown.contains_key(&model.digest)
+        };
+        self.by_name.values().filter(is_unshown).cloned().collect()
+    }
+
+    /// The name a runner goes by: by the file it was loaded with, since its name may be gone or stand for another by now.
+    fn representative(&self, listed: &PsModel) -> ModelName {
+        let aliases = self.aliases.borrow();
+        let shown = self.shown.get(&listed.digest).and_then(Option::as_ref);
+        let file = shown.and_then(|shown| shown.modelfile.as_ref());
+        let found = file.and_then(|file| aliases.standing_for(file));
+        found.unwrap_or_else(|| aliases.representative(&listed.model)).clone()
+    }
+
+    fn take_tags(&mut self, models: Vec<TagsModel>) {
+        let digests: HashSet<&str> = models.iter().map(|model| model.digest.as_str()).collect();
+        let resident = &self.resident;
+        self.shown.retain(|digest, shown| {
+            shown.is_some() && (digests.contains(digest.as_str()) || resident.contains(digest))
+        });
+        self.by_name = models.into_iter().map(|model| (model.model.clone(), model)).collect();
+        self.is_withheld = false;
+        self.is_polled = true;
+        self.find_aliases();
+    }
+
+    fn take_shown(&mut self, digest: String, shown: Option<Shown>) {
+        self.shown.insert(digest, shown);
+        self.find_aliases();
+    }
+
+    fn find_aliases(&self) {
+        let file = |model: &TagsModel| self.shown.get(&model.digest)?.as_ref()?.modelfile.clone();
+        let models = self.by_name.iter();
+        let models = models.filter_map(|(name, model)| Some((name.clone(), file(model)?)));
+        let aliases = Aliases::of(models.collect(), &self.aliases.borrow());
+        self.aliases.send_replace(Arc::new(aliases));
     }
 }
 
 impl Poller {
-    /// Answers questions until every [`Inventory`] is gone. Questions that came before a poll began share it.
-    pub async fn run(mut self, ollama: Ollama) {
-        while let Some(first) = self.asked.recv().await {
-            let mut waiting = vec![first];
-            while let Ok(next) = self.asked.try_recv() {
-                waiting.push(next);
-            }
-            let is_polled = self.poll(&ollama).await.is_ok();
-            for asked in waiting {
-                if asked.send(is_polled).is_err() {
-                    tracing::trace!("whoever asked for the poll no longer waits");
-                }
+    /// Answers questions until every [`Inventory`] is gone.
+    pub async fn run(self, ollama: Ollama) {
+        let Poller { known, asked, questions } = self;
+        tokio::join!(poll(&known, asked, &ollama), show(&known, questions, &ollama));
+    }
+}
+
+/// Reads the tags whenever asked. Questions that came before a poll began share it.
+async fn poll(
+    known: &Mutex<Known>,
+    mut asked: mpsc::Receiver<oneshot::Sender<bool>>,
+    ollama: &Ollama,
+) {
+    while let Some(first) = asked.recv().await {
+        let mut waiting = vec![first];
+        while let Ok(next) = asked.try_recv() {
+            waiting.push(next);
+        }
+        let polled = ollama.tags().await;
+        let is_polled = polled.is_ok();
+        if let Ok(models) = polled {
+            lock(known).take_tags(models);
+        }
+        for asked in waiting {
+            if asked.send(is_polled).is_err() {
+                tracing::trace!("whoever asked for the poll no longer waits");
             }
         }
     }
+}
 
-    async fn poll(&self, ollama: &Ollama) -> Result<(), SendError> {
-        let models = ollama.tags().await?;
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let digests: std::collections::HashSet<&str> =
-            models.iter().map(|model| model.digest.as_str()).collect();
-        known.shown.retain(|digest, _| digests.contains(digest.as_str()));
-        known.by_name = models.iter().map(|model| (model.model.clone(), model.clone())).collect();
-        known.is_polled = true;
-        Ok(())
+/// Asks for model files, one after the other: so none is asked for twice, however many want it.
+async fn show(known: &Mutex<Known>, mut questions: mpsc::Receiver<Question>, ollama: &Ollama) {
+    while let Some(Question { models, answered }) = questions.recv().await {
+        for model in models {
+            if lock(known).unshown(|other| other.digest == model.digest).is_empty() {
+                continue;
+            }
+            match ollama.show(&model).await {
+                Ok(shown) => lock(known).take_shown(model.digest, shown),
+                Err(fault) => {
+                    tracing::debug!(model.name = %model.model, upstream.error = %fault, "a model file could not be had");
+                    lock(known).is_withheld = true;
+                }
+            }
+        }
+        if answered.send(()).is_err() {
+            tracing::trace!("whoever asked for model files no longer waits");
+        }
     }
 }

@@ -111,8 +111,9 @@ impl Worker {
     /// Whether the upstream no longer holds the key: it was started anew, and the job's runner died with it.
     async fn has_lost(&self, key: Option<&LoadKey>) -> bool {
         let Some(key) = key else { return false };
-        let ps = self.tools.ollama.ps().await;
-        ps.is_ok_and(|ps| ps.iter().all(|listed| listed.model != key.model))
+        let inventory = &self.tools.inventory;
+        let ps = inventory.ps(&self.tools.ollama).await;
+        ps.is_ok_and(|ps| ps.iter().all(|listed| !inventory.is_same(&listed.model, &key.model)))
     }
 
     /// The original bytes, minus every top-level `keep_alive`: repeated on a busy runner it can deadlock Ollama. What the

@@ -269,9 +269,9 @@ impl Worker {
                     // Ollama answers at once and unloads later: the next job must not meet a runner that is going.
                     self.wait_until_gone(&model).await;
                     self.tools.residency.unloaded(&model);
-                } else {
-                    self.tools.residency.doubt();
                 }
+                // Also when it went well: it takes a runner of the same blob with other adapters, too.
+                self.tools.residency.doubt();
             }
             Kind::Opaque => self.tools.residency.doubt(),
         }
@@ -283,12 +283,12 @@ impl Worker {
         let asked_at_ms = self.now_ms();
         let tools = &self.tools;
         let asked = tools.residency.asking();
-        match tools.ollama.ps().await {
+        match tools.inventory.ps(&tools.ollama).await {
             Ok(ps) => {
                 self.ps_at_ms = asked_at_ms;
                 for entry in ps.iter().filter_map(|listed| tools.inventory.find(&listed.model)) {
                     // Kept by digest; so that an embedder is known as one.
-                    tools.inventory.capabilities(&entry, &tools.ollama).await;
+                    tools.inventory.capabilities(&entry).await;
                 }
                 let is_embedder = |model: &_| self.is_embedder(model);
                 let gone = tools.residency.reconcile(asked, &ps, is_embedder, self.now_ms());
@@ -313,7 +313,7 @@ impl Worker {
 
     /// Whether a model serves embeddings only, or is the configured embedder: never a victim.
     pub(super) fn is_embedder(&self, model: &ModelName) -> bool {
-        self.embedder().is_some_and(|name| name == *model)
+        self.embedder().is_some_and(|name| self.tools.inventory.is_same(&name, model))
             || self.tools.inventory.is_embedder(model)
     }
 }

@@ -138,12 +138,13 @@ impl Worker {
         }
     }
 
-    /// Returns when ps no longer lists the model, or the upstream is away.
+    /// Returns when ps no longer lists the model under any of its names, or the upstream is away.
     async fn gone(&self, model: &ModelName) {
         let mut pause = GONE_PAUSE_FIRST;
         loop {
-            match self.tools.ollama.ps().await {
-                Ok(ps) if ps.iter().all(|entry| entry.model != *model) => return,
+            let inventory = &self.tools.inventory;
+            match inventory.ps(&self.tools.ollama).await {
+                Ok(ps) if ps.iter().all(|entry| !inventory.is_same(&entry.model, model)) => return,
                 Err(SendError::Unreachable { .. }) => return,
                 Ok(_) | Err(_) => tokio::time::sleep(pause).await,
             }

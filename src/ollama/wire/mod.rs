@@ -19,5 +19,5 @@ mod record;
 pub mod request;
 pub mod scanner;
 mod sse;
-mod text;
+pub(super) mod text;
 pub mod unstreamed;

@@ -106,7 +106,7 @@ pub(super) fn number(text: &[u8]) -> Option<f64> {
 ///
 /// Go leaves the overflow to the machine; arm64 would saturate instead.
 #[expect(clippy::cast_possible_truncation, reason = "the range is checked just before")]
-pub(super) fn go_int(number: f64) -> i64 {
+pub(in crate::ollama) fn go_int(number: f64) -> i64 {
     /// 2^63, the first double above every `i64`.
     const LIMIT: f64 = 9_223_372_036_854_775_808.0;
     if (-LIMIT..LIMIT).contains(&number) { number as i64 } else { i64::MIN }

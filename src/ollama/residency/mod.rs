@@ -1,7 +1,8 @@
 //! What the upstream holds in memory, as far as known: from `/api/ps`, and from what the worker did since.
 //!
 //! `/api/ps` names models, not runner options: a model that foreman did not load itself is resident with *unknown*
-//! options. A snapshot of ps that was asked for before the worker changed something is thrown away.
+//! options. A snapshot of ps that was asked for before the worker changed something is thrown away. All names of one
+//! runner are one model here.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,7 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::domain::model::{LoadKey, ModelName};
+use crate::domain::model::{Aliases, LoadKey, ModelName};
 use crate::domain::schedule::Resident;
 
 use super::calls::PsModel;
@@ -32,9 +33,11 @@ pub struct Entry {
 }
 
 /// The shared picture. The worker changes it; the poll corrects it; status shows it.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Residency {
     inner: Arc<Mutex<Inner>>,
+    /// Which names share a runner.
+    aliases: watch::Receiver<Arc<Aliases>>,
     /// Embeds under way whose model was not resident when they came, by ticket.
     foreign_loads: Arc<watch::Sender<ForeignLoads>>,
 }
@@ -81,12 +84,18 @@ struct Inner {
 pub struct AskedAt(u64);
 
 impl Residency {
+    /// Nothing is known yet, but which names share a runner.
+    pub fn new(aliases: watch::Receiver<Arc<Aliases>>) -> Residency {
+        Residency { inner: Arc::default(), aliases, foreign_loads: Arc::default() }
+    }
+
     /// To be called before ps is asked.
     pub fn asking(&self) -> AskedAt {
         AskedAt(self.lock().version)
     }
 
-    /// Takes a ps snapshot over. Returns the keys that are gone though foreman did not unload them.
+    /// Takes a ps snapshot over, made by [`Inventory::ps`](super::inventory::Inventory::ps). An entry keeps the name it has:
+    /// jobs may wait under it, also when the names of its runner have another representative since. Returns the keys that are gone though foreman did not unload them.
     pub fn reconcile(
         &self,
         asked: AskedAt,
@@ -94,6 +103,7 @@ impl Residency {
         is_embedder: impl Fn(&ModelName) -> bool,
         now_ms: i64,
     ) -> Vec<LoadKey> {
+        let is_same = self.sameness();
         let mut inner = self.lock();
         if inner.version != asked.0 {
             return Vec::new();
@@ -101,18 +111,18 @@ impl Residency {
         inner.is_stale = false;
         let (kept, gone): (Vec<Entry>, Vec<Entry>) = std::mem::take(&mut inner.entries)
             .into_iter()
-            .partition(|entry| ps.iter().any(|model| model.model == entry.resident.model));
+            .partition(|entry| ps.iter().any(|model| is_same(&model.model, &entry.resident.model)));
         inner.entries = kept;
         for model in ps {
             let embedder = is_embedder(&model.model);
-            match inner.entries.iter_mut().find(|entry| entry.resident.model == model.model) {
+            let is_it = |entry: &Entry| is_same(&entry.resident.model, &model.model);
+            match inner.entries.iter_mut().find(|entry| is_it(entry)) {
                 Some(entry) => {
                     entry.resident.is_embedder = embedder;
                     forget_options_that_differ(entry, model);
                 }
                 None => {
-                    let former =
-                        inner.former.iter().find(|entry| entry.resident.model == model.model);
+                    let former = inner.former.iter().find(|entry| is_it(entry));
                     let entry = found(model, embedder, former, now_ms);
                     inner.entries.push(entry);
                 }
@@ -129,9 +139,10 @@ impl Residency {
 
     /// Notes that foreman loaded a key.
     pub fn loaded(&self, key: &LoadKey, idle_limit: Option<Duration>, now_ms: i64) {
+        let is_same = self.sameness();
         let mut inner = self.lock();
         inner.version += 1;
-        inner.entries.retain(|entry| entry.resident.model != key.model);
+        inner.entries.retain(|entry| !is_same(&entry.resident.model, &key.model));
         let resident =
             Resident { model: key.model.clone(), key: Some(key.clone()), is_embedder: false };
         inner.entries.push(Entry {
@@ -146,9 +157,10 @@ impl Residency {
 
     /// Notes that a model is out of memory.
     pub fn unloaded(&self, model: &ModelName) {
+        let is_same = self.sameness();
         let mut inner = self.lock();
         inner.version += 1;
-        inner.entries.retain(|entry| entry.resident.model != *model);
+        inner.entries.retain(|entry| !is_same(&entry.resident.model, model));
     }
 
     /// Forgets with which options a model runs: after a failed attempt its runner may be gone, and one that Ollama starts
@@ -166,9 +178,9 @@ impl Residency {
         installed_digest: impl Fn(&ModelName) -> Option<String>,
     ) {
         for listed in ps {
-            let Some(installed) = installed_digest(&listed.model) else { continue };
+            let Some(installed) = installed_digest(&listed.listed) else { continue };
             let is_current = |other: &PsModel| {
-                other.model == listed.model
+                other.listed == listed.listed
                     && (other.digest == installed || other.digest.is_empty())
             };
             if !installed.is_empty() && !ps.iter().any(is_current) {
@@ -251,22 +263,33 @@ impl Residency {
         self.lock().entries.clone()
     }
 
-    /// Whether a model is in memory as far as known.
+    /// Whether a model is in memory as far as known, by whatever name.
     pub fn holds(&self, model: &ModelName) -> bool {
-        self.lock().entries.iter().any(|entry| entry.resident.model == *model)
+        let is_same = self.sameness();
+        self.lock().entries.iter().any(|entry| is_same(&entry.resident.model, model))
     }
 
-    /// Whether a model is in memory or on its way there.
-    pub fn holds_or_loads(&self, model: &ModelName) -> bool {
-        self.lock().loading.as_ref() == Some(model) || self.holds(model)
+    /// Whether a model is in memory or on its way there under this very name: then the runner could not be named any more
+    /// once this name is gone. Other names may go.
+    pub fn goes_by(&self, model: &ModelName) -> bool {
+        let inner = self.lock();
+        inner.loading.as_ref() == Some(model)
+            || inner.entries.iter().any(|entry| entry.resident.model == *model)
     }
 
     fn with(&self, model: &ModelName, change: impl FnOnce(&mut Entry)) {
-        if let Some(entry) =
-            self.lock().entries.iter_mut().find(|entry| entry.resident.model == *model)
-        {
+        let is_same = self.sameness();
+        let mut inner = self.lock();
+        let found = inner.entries.iter_mut().find(|entry| is_same(&entry.resident.model, model));
+        if let Some(entry) = found {
             change(entry);
         }
+    }
+
+    /// Whether two names are names of one runner, as known now.
+    fn sameness(&self) -> impl Fn(&ModelName, &ModelName) -> bool + use<> {
+        let aliases = Arc::clone(&self.aliases.borrow());
+        move |one, other| aliases.representative(one) == aliases.representative(other)
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -300,72 +323,4 @@ fn found(model: &PsModel, is_embedder: bool, former: Option<&Entry>, now_ms: i64
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::domain::model::RunnerOptions;
-
-    fn key(name: &str) -> LoadKey {
-        let model = ModelName::parse(name).unwrap().name;
-        LoadKey::new(model, RunnerOptions::default())
-    }
-
-    fn ps(name: &str) -> PsModel {
-        PsModel { model: key(name).model, digest: String::new(), context_length: None }
-    }
-
-    #[test]
-    fn what_foreman_loaded_is_known_with_its_options_and_what_it_finds_is_not() {
-        let residency = Residency::default();
-        residency.loaded(&key("a"), None, 1);
-        let asked = residency.asking();
-        let gone = residency.reconcile(asked, &[ps("a"), ps("b")], |_| false, 2);
-        assert_eq!(gone, []);
-        let keys: Vec<_> = residency.board().into_iter().map(|entry| entry.key).collect();
-        assert_eq!(keys, [Some(key("a")), None]);
-    }
-
-    #[test]
-    fn a_model_pulled_anew_is_not_what_is_resident() {
-        let residency = Residency::default();
-        residency.loaded(&key("a"), None, 1);
-        let old = PsModel { digest: "old".to_owned(), ..ps("a") };
-        let new = PsModel { digest: "new".to_owned(), ..ps("a") };
-        let known = || residency.board()[0].key.is_some();
-        residency.forget_replaced(std::slice::from_ref(&old), |_| Some("old".to_owned()));
-        assert!(known());
-        residency.forget_replaced(&[old.clone(), new], |_| Some("new".to_owned()));
-        assert!(known(), "the new runner is there, beside the old one");
-        residency.forget_replaced(&[old], |_| Some("new".to_owned()));
-        assert!(!known());
-    }
-
-    #[test]
-    fn a_pin_stays_foremans_through_doubt_and_outage() {
-        let residency = Residency::default();
-        let limit = Some(Duration::from_secs(5));
-        residency.loaded(&key("a"), limit, 1);
-        residency.distrust(&key("a").model);
-        residency.clear();
-        residency.reconcile(residency.asking(), &[ps("a"), ps("b")], |_| false, 2);
-        let pins: Vec<_> =
-            residency.entries().iter().map(|entry| (entry.is_pinned, entry.idle_limit)).collect();
-        assert_eq!(pins, [(true, limit), (false, None)]);
-    }
-
-    #[test]
-    fn a_key_gone_without_foreman_is_told() {
-        let residency = Residency::default();
-        residency.loaded(&key("a"), None, 1);
-        assert_eq!(residency.reconcile(residency.asking(), &[], |_| false, 2), [key("a")]);
-        assert!(residency.board().is_empty());
-    }
-
-    #[test]
-    fn an_older_snapshot_does_not_undo_a_load() {
-        let residency = Residency::default();
-        let asked = residency.asking();
-        residency.loaded(&key("a"), None, 1);
-        assert_eq!(residency.reconcile(asked, &[], |_| false, 2), []);
-        assert!(residency.holds(&key("a").model));
-    }
-}
+mod tests;
