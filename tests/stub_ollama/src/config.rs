@@ -73,6 +73,8 @@ pub struct Model {
     pub parameters: Vec<(String, String)>,
     /// Adapter files; different ones force a reload of a shared blob.
     pub adapters: Vec<String>,
+    /// Projector files; different ones force a reload of a shared blob.
+    pub projectors: Vec<String>,
     /// Architecture name.
     pub family: String,
     /// The context the model was trained with; a larger `num_ctx` is clamped to it.
@@ -94,6 +96,7 @@ impl Model {
             capabilities: vec![Capability::Completion],
             parameters: Vec::new(),
             adapters: Vec::new(),
+            projectors: Vec::new(),
             family: "llama".to_owned(),
             context_length: 32_768,
             remote_host: None,
@@ -146,6 +149,24 @@ impl Model {
     #[must_use]
     pub fn adapter(mut self, path: &str) -> Self {
         self.adapters.push(path.to_owned());
+        self
+    }
+
+    /// Adds a projector.
+    #[must_use]
+    pub fn projector(mut self, path: &str) -> Self {
+        self.projectors.push(path.to_owned());
+        self
+    }
+
+    /// Gives the model the digest that follows from its contents: equal contents have equal
+    /// manifests, whatever the name, and any change makes another.
+    #[must_use]
+    pub fn digest_of_contents(mut self) -> Self {
+        let Self { blob, adapters, projectors, parameters, remote_host, .. } = &self;
+        let contents =
+            format!("{blob:?} {adapters:?} {projectors:?} {parameters:?} {remote_host:?}");
+        self.digest = hex64(&contents);
         self
     }
 

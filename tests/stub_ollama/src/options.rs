@@ -54,6 +54,8 @@ pub struct RunnerOptions {
     pub shift: bool,
     /// Adapter files.
     pub adapters: Vec<String>,
+    /// Projector files.
+    pub projectors: Vec<String>,
 }
 
 impl RunnerOptions {
@@ -69,6 +71,7 @@ impl RunnerOptions {
             || self.draft_num_predict != wanted.draft_num_predict
             || self.shift != wanted.shift
             || self.adapters != wanted.adapters
+            || self.projectors != wanted.projectors
     }
 }
 
@@ -99,11 +102,12 @@ pub(crate) fn merge(
         .unwrap_or(i64::from(config.default_num_ctx))
         .max(context_min)
         .min(clamp_max.max(context_min));
-    let num_batch = if model.can(Capability::Embedding) {
+    let default_num_batch = if model.can(Capability::Embedding) {
         num_ctx.min(NUM_BATCH_EMBEDDING_MAX)
     } else {
-        int("num_batch").unwrap_or(NUM_BATCH)
+        NUM_BATCH
     };
+    let num_batch = int("num_batch").unwrap_or(default_num_batch);
     Ok(Options {
         runner: RunnerOptions {
             num_ctx,
@@ -115,6 +119,7 @@ pub(crate) fn merge(
             draft_num_predict: int("draft_num_predict").unwrap_or(0),
             shift: shift.unwrap_or(model.family != "deepseek2"),
             adapters: model.adapters.clone(),
+            projectors: model.projectors.clone(),
         },
         num_predict: int("num_predict").and_then(|limit| u32::try_from(limit).ok()),
         seed: int("seed"),
@@ -202,6 +207,14 @@ mod tests {
         }
         let shifted = merged(&plain, "{}", Some(false)).runner;
         assert!(merged(&plain, "{}", None).runner.needs_reload(&shifted));
+        for other in [plain.clone().adapter("x"), plain.clone().projector("x")] {
+            assert!(
+                merged(&plain, "{}", None).runner.needs_reload(&merged(&other, "{}", None).runner)
+            );
+        }
+        let embedder = Model::embedding("e");
+        assert_eq!(merged(&embedder, "{}", None).runner.num_batch, 2048);
+        assert_eq!(merged(&embedder, r#"{"num_batch":64}"#, None).runner.num_batch, 64);
         let with_file = plain.clone().parameter("num_ctx", "2048");
         assert_eq!(merged(&with_file, "{}", None).runner.num_ctx, 2048);
         assert_eq!(merged(&with_file, r#"{"num_ctx":512}"#, None).runner.num_ctx, 512);

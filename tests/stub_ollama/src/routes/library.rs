@@ -34,7 +34,7 @@ pub(super) async fn create(call: &Call) -> Result<Reply, Failure> {
         Model::new(&name.to_string()).blob(&digest.replace(':', "-"))
     } else {
         let base = base(call, from)?;
-        Model { digest: Model::new(&name.to_string()).digest, name: name.to_string(), ..base }
+        Model { name: name.to_string(), ..base }
     };
     let parameters = fields.object("parameters").map_err(Failure::bad_request)?;
     for (key, value) in parameters.iter().flat_map(|parameters| parameters.fields()) {
@@ -45,6 +45,7 @@ pub(super) async fn create(call: &Call) -> Result<Reply, Failure> {
     if let Some(host) = fields.get("remote_host").and_then(Json::as_text) {
         model = model.remote(host);
     }
+    let model = model.digest_of_contents();
     let steps = vec![
         Step::status(format!("using existing layer {}", model.blob.replace('-', ":"))),
         Step::status("writing manifest".to_owned()),

@@ -85,6 +85,43 @@ async fn aliases_of_one_blob_share_a_runner() {
     stub.shutdown().await;
 }
 
+/// Modelfiles that share a blob and not its adapters or projectors push each other out.
+#[tokio::test]
+async fn other_adapters_and_projectors_reload_the_blob() {
+    let config = StubConfig::with_models([
+        Model::new("a").blob("sha256-1"),
+        Model::new("adapted").blob("sha256-1").adapter("/x"),
+        Model::new("sees").blob("sha256-1").projector("/x"),
+    ]);
+    let stub = Stub::start(StubConfig { max_loaded: 3, ..config }).await;
+    for model in ["a", "adapted", "sees", "a"] {
+        post(&stub, "/api/chat", &chat(model, "")).await;
+        assert_eq!(stub.snapshot().resident.len(), 1);
+    }
+    assert_eq!((stub.counts().loads, stub.counts().reloads), (4, 3));
+    stub.shutdown().await;
+}
+
+/// The parameters of a Modelfile and the same options of a request make the same runner.
+#[tokio::test]
+async fn a_modelfile_s_parameters_count_as_a_request_s_options() {
+    let config = StubConfig::with_models([
+        Model::new("a").blob("sha256-1"),
+        Model::new("wide").blob("sha256-1").parameter("num_ctx", "8192"),
+    ]);
+    let stub = Stub::start(config).await;
+    post(&stub, "/api/chat", &chat("wide", "")).await;
+    let asked = r#"{"model":"a","prompt":"x","options":{"num_ctx":8192}}"#;
+    post(&stub, "/api/generate", asked).await;
+    assert_eq!((stub.counts().loads, stub.counts().reloads), (1, 0));
+    post(&stub, "/api/chat", &chat("a", "")).await;
+    assert_eq!((stub.counts().loads, stub.counts().reloads), (2, 1));
+    let unload = post(&stub, "/api/generate", &load("wide", "0")).await;
+    assert!(unload.body.contains("\"done_reason\":\"unload\""));
+    assert!(stub.snapshot().resident.is_empty(), "an unload goes by the blob");
+    stub.shutdown().await;
+}
+
 /// Ollama issue 17408: a keep-alive on the fast path undoes a pending eviction.
 #[tokio::test]
 async fn a_keep_alive_wedges_a_pending_eviction_until_an_unload() {

@@ -295,6 +295,58 @@ async fn pulls_stream_progress_and_fail_in_band() {
     stub.shutdown().await;
 }
 
+/// Show tells the files of the runner first, and the parameters as Go prints them.
+#[tokio::test]
+async fn show_tells_the_files_and_the_parameters() {
+    let model = Model::new("m")
+        .blob("sha256-0a")
+        .adapter("/b/sha256-0b")
+        .projector("/b/sha256-0c")
+        .parameter("num_ctx", "1048576")
+        .parameter("stop", "<end>")
+        .parameter("use_mmap", "false");
+    let stub = Stub::start(StubConfig::with_models([model])).await;
+    let shown = post(&stub, "/api/show", r#"{"model":"m"}"#).await.body;
+    let files = r"FROM /var/lib/ollama/models/blobs/sha256-0a\nADAPTER /b/sha256-0b\nFROM /b/sha256-0c\nTEMPLATE ";
+    assert!(shown.contains(files), "{shown}");
+    assert!(
+        shown.contains(r"PARAMETER num_ctx 1.048576e+06\nPARAMETER stop \u003cend\u003e\n"),
+        "{shown}"
+    );
+    let column = " ".repeat(24);
+    let text = format!(
+        r#""parameters":"num_ctx{column}1.048576e+06\nstop   {column}\"\u003cend\u003e\"\nuse_mmap"#
+    );
+    assert!(shown.contains(&text), "{shown}");
+    stub.shutdown().await;
+}
+
+/// A manifest's digest is that of its contents: a copy has it too, a change makes another.
+#[tokio::test]
+async fn a_digest_is_of_the_contents() {
+    let stub = stub().await;
+    let create = |name: &str, num_ctx: u32| {
+        format!(
+            r#"{{"model":"{name}","from":"gemma-a","parameters":{{"num_ctx":{num_ctx}}},"stream":false}}"#
+        )
+    };
+    let digest = async |name: &str| {
+        let tags = send(&stub, "GET", "/api/tags", "").await.body;
+        let (_, entry) = tags.split_once(&format!("\"name\":\"{name}:latest\"")).unwrap();
+        entry.split_once("\"digest\":\"").unwrap().1[..64].to_owned()
+    };
+    for (name, num_ctx) in [("one", 512), ("same", 512), ("other", 1024)] {
+        post(&stub, "/api/create", &create(name, num_ctx)).await;
+    }
+    post(&stub, "/api/copy", r#"{"source":"one","destination":"copy"}"#).await;
+    let first = digest("one").await;
+    assert_eq!((&digest("same").await, &digest("copy").await), (&first, &first));
+    assert_ne!(digest("other").await, first);
+    post(&stub, "/api/create", &create("one", 1024)).await;
+    assert_eq!(digest("one").await, digest("other").await);
+    stub.shutdown().await;
+}
+
 #[tokio::test]
 async fn blobs_are_counted_and_a_known_one_is_answered_unread() {
     let stub = stub().await;
