@@ -36,7 +36,7 @@ pub struct Inventory {
 struct Known {
     by_name: HashMap<ModelName, TagsModel>,
     /// From `/api/show`, by digest, since that changes with the model; `None` where it was refused, until the next poll.
-    /// Bounded by what is installed or resident.
+    /// Bounded by what is installed, was so at the poll before, or is resident.
     shown: HashMap<String, Option<Shown>>,
     /// The digests in the last ps: a runner outlives its model's deletion.
     resident: HashSet<String>,
@@ -44,6 +44,9 @@ struct Known {
     is_withheld: bool,
     is_polled: bool,
     aliases: watch::Sender<Arc<Aliases>>,
+    /// The aliases when a family was last known as a whole: a name that loads in them keeps to it. One that loads only
+    /// because its file came first does not.
+    settled: Arc<Aliases>,
 }
 
 /// Models whose files are wanted.
@@ -113,8 +116,7 @@ impl Inventory {
     /// poll once that was too short. Cancel-safe.
     pub async fn load_key(&self, model: &ModelName, asked: RunnerOptions) -> LoadKey {
         if let Some(entry) = self.find(model) {
-            // Names of one blob are of one family: it is the architecture that the blob states.
-            self.learn(&entry, |other| other.family == entry.family).await;
+            self.learn(&entry).await;
         }
         self.aliases().load_key(model, asked)
     }
@@ -125,7 +127,7 @@ impl Inventory {
         if model.capabilities.is_some() {
             return model.capabilities.clone();
         }
-        self.learn(model, |other| other.digest == model.digest).await;
+        self.learn(model).await;
         self.lock().shown.get(&model.digest)?.as_ref()?.capabilities.clone()
     }
 
@@ -178,9 +180,10 @@ impl Inventory {
         Arc::clone(&self.lock().aliases.borrow())
     }
 
-    /// Has the files of all wanted models asked for that are not known, the one of `first` before the others.
-    async fn learn(&self, first: &TagsModel, is_wanted: impl Fn(&TagsModel) -> bool) {
-        let mut models = self.lock().unshown(is_wanted);
+    /// Has the unknown files of the model's family asked for, its own before the others. Names of one blob are of one
+    /// family: it is the architecture that the blob states.
+    async fn learn(&self, first: &TagsModel) {
+        let mut models = self.lock().unshown(|model| model.family == first.family);
         if models.is_empty() {
             return;
         }
@@ -229,7 +232,9 @@ impl Known {
     }
 
     fn take_tags(&mut self, models: Vec<TagsModel>) {
-        let digests: HashSet<&str> = models.iter().map(|model| model.digest.as_str()).collect();
+        // Those of the last poll, too: what was loaded and then deleted since is not in a ps yet.
+        let installed = self.by_name.values().chain(&models);
+        let digests: HashSet<&str> = installed.map(|model| model.digest.as_str()).collect();
         let resident = &self.resident;
         self.shown.retain(|digest, shown| {
             shown.is_some() && (digests.contains(digest.as_str()) || resident.contains(digest))
@@ -249,7 +254,7 @@ impl Known {
         let file = |model: &TagsModel| self.shown.get(&model.digest)?.as_ref()?.modelfile.clone();
         let models = self.by_name.iter();
         let models = models.filter_map(|(name, model)| Some((name.clone(), file(model)?)));
-        let aliases = Aliases::of(models.collect(), &self.aliases.borrow());
+        let aliases = Aliases::of(models.collect(), &self.settled);
         self.aliases.send_replace(Arc::new(aliases));
     }
 }
@@ -300,6 +305,11 @@ async fn show(known: &Mutex<Known>, mut questions: mpsc::Receiver<Question>, oll
                     lock(known).is_withheld = true;
                 }
             }
+        }
+        {
+            let mut known = lock(known);
+            let aliases = Arc::clone(&known.aliases.borrow());
+            known.settled = aliases;
         }
         if answered.send(()).is_err() {
             tracing::trace!("whoever asked for model files no longer waits");

@@ -11,6 +11,7 @@
 
 mod harness;
 
+mod aliases;
 mod answers;
 mod bad_input;
 mod crash;
