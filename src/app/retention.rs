@@ -31,8 +31,9 @@ pub(super) async fn run(edge: Arc<Edge>) {
 
 /// Drops a few old jobs. Whether there may be more.
 async fn sweep(edge: &Edge) -> bool {
-    let before_ms = edge.clock.now_ms().saturating_sub(clock::millis(edge.config.job_ttl));
-    match edge.store.sweep(before_ms).await {
+    let now_ms = edge.clock.now_ms();
+    let before_ms = now_ms.saturating_sub(clock::millis(edge.config.job_ttl));
+    match edge.store.sweep(before_ms, now_ms).await {
         Ok(swept) => {
             let folder = edge.store.answers_folder();
             for name in &swept.files {

@@ -175,7 +175,7 @@ impl Kind {
     }
 }
 
-/// How urgent a job is. Stored with the job; this version's order does not use it yet.
+/// How urgent a job is. Within a lane the most urgent class goes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Class {
     /// Somebody waits for it.
@@ -187,6 +187,9 @@ pub enum Class {
 }
 
 impl Class {
+    /// All classes, the most urgent first.
+    pub const ALL: [Class; 3] = [Class::Interactive, Class::Normal, Class::Batch];
+
     /// The stable name, in SQL, JSON, logs.
     pub fn name(self) -> &'static str {
         match self {
@@ -194,6 +197,11 @@ impl Class {
             Class::Normal => "normal",
             Class::Batch => "batch",
         }
+    }
+
+    /// The class of that name.
+    pub fn from_name(name: &str) -> Option<Class> {
+        Class::ALL.into_iter().find(|class| class.name() == name)
     }
 }
 
@@ -244,6 +252,10 @@ mod tests {
         for kind in Kind::ALL {
             assert_eq!(Kind::from_name(kind.name()), Some(kind));
         }
+        for class in Class::ALL {
+            assert_eq!(Class::from_name(class.name()), Some(class));
+        }
+        assert_eq!(Class::from_name("urgent"), None);
     }
 
     proptest! {

@@ -101,6 +101,10 @@ impl Edge {
     }
 
     fn queue_limits(&self) -> QueueLimits {
-        QueueLimits { jobs_max: self.config.max_queue, bytes_max: self.config.max_queue_bytes }
+        QueueLimits {
+            jobs_max: self.config.max_queue,
+            bytes_max: self.config.max_queue_bytes,
+            class_max: [None; 3],
+        }
     }
 }

@@ -13,7 +13,7 @@ use ulid::Ulid;
 use crate::clock;
 use crate::domain::dialect::Dialect;
 use crate::domain::job::{Class, JobId};
-use crate::store::{Admission, Cancellation, NewJob, StoreError};
+use crate::store::{Admission, Cancellation, NewJob, QueueLimit, StoreError};
 use crate::worker::output::{Opening, Output, Refusal};
 
 use super::body::ReadBody;
@@ -82,6 +82,7 @@ async fn admit(
         lane: place.lane.to_string(),
         model: place.model,
         class: Class::Interactive,
+        client: String::new(),
         is_streamed: place.is_streamed,
         path_and_query,
         headers: headers::to_list(&parts.headers),
@@ -96,7 +97,7 @@ async fn admit(
             edge.worker.wake();
             return Ok(waiter);
         }
-        Ok(Admission::Full { jobs }) => queue_full(jobs),
+        Ok(Admission::Full { jobs, limit }) => queue_full(jobs, limit),
         Err(fault) => not_stored(edge, &fault),
     };
     waiter.let_go();
@@ -144,8 +145,12 @@ fn refused(refusal: &Refusal) -> Told {
     Told { status, text: refusal.text.clone(), retry_after_s: refusal.retry_after_s }
 }
 
-fn queue_full(jobs: u64) -> Told {
-    let text = format!("the queue is full ({jobs} jobs wait); nothing was stored, try again later");
+fn queue_full(jobs: u64, limit: QueueLimit) -> Told {
+    let queue = match limit {
+        QueueLimit::Jobs | QueueLimit::Bytes => "the queue".to_owned(),
+        QueueLimit::Class(class) => format!("the queue of class {}", class.name()),
+    };
+    let text = format!("{queue} is full ({jobs} jobs wait); nothing was stored, try again later");
     Told::new(StatusCode::SERVICE_UNAVAILABLE, text).retry_after(FULL_RETRY_S)
 }
 

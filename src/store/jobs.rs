@@ -26,6 +26,8 @@ pub struct NewJob {
     pub model: String,
     /// How urgent it is.
     pub class: Class,
+    /// Who asked: an opaque id; empty where nobody knows.
+    pub client: String,
     /// Whether its answer is a stream.
     pub is_streamed: bool,
     /// Path and query as the client sent them.
@@ -43,6 +45,19 @@ pub struct QueueLimits {
     pub jobs_max: u64,
     /// Sum of their request bodies.
     pub bytes_max: u64,
+    /// Jobs of each class in state `queued`, in the order of [`Class::ALL`]; `None` where only `jobs_max` holds.
+    pub class_max: [Option<u64>; 3],
+}
+
+/// The limit that an admission would have passed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QueueLimit {
+    /// [`QueueLimits::jobs_max`].
+    Jobs,
+    /// [`QueueLimits::bytes_max`].
+    Bytes,
+    /// [`QueueLimits::class_max`] of this class.
+    Class(Class),
 }
 
 /// The answer to an admission.
@@ -55,8 +70,10 @@ pub enum Admission {
     },
     /// The queue is full; nothing was stored.
     Full {
-        /// Jobs that wait.
+        /// Jobs that wait; of the class, where its own limit was reached.
         jobs: u64,
+        /// What there was no more room for.
+        limit: QueueLimit,
     },
 }
 
@@ -118,7 +135,7 @@ pub struct Ending {
 pub struct GiveBack {
     /// Which counter pays.
     pub charge: Charge,
-    /// Not to be tried before.
+    /// Not to be tried before; up to `at_ms`, it is ready at once.
     pub not_before_ms: i64,
     /// Why, for people.
     pub error: String,
@@ -140,26 +157,35 @@ impl Store {
         self.write(Durability::Synced, move |tx| life::admit(tx, &job, limits, at_ms)).await
     }
 
-    /// Claims the oldest ready job of a lane with a fresh lease epoch and counts the attempt; `None` if none is ready
-    /// any more. Survives kill -9, so a job that kills the daemon is counted.
+    /// Claims the oldest ready job of this class in a lane with a fresh lease epoch and counts the attempt; `None` if none
+    /// is ready any more. Survives kill -9, so a job that kills the daemon is counted.
     ///
     /// # Errors
     /// Any of the store's; then nothing was claimed.
     pub async fn claim(
         &self,
         lane: String,
+        class: Class,
         event: Event,
         at_ms: i64,
     ) -> Result<Option<Claim>, StoreError> {
-        self.write(Durability::Process, move |tx| life::claim(tx, &lane, event, at_ms)).await
+        self.write(Durability::Process, move |tx| life::claim(tx, &lane, class, event, at_ms)).await
     }
 
-    /// Moves a claimed job from `loading` to `working`. `false` if the lease is no longer ours.
+    /// Moves a claimed job from `loading` to `working`; making its key resident took `load_ms` milliseconds. `false` if
+    /// the lease is no longer ours. Survives kill -9.
     ///
     /// # Errors
     /// Any of the store's.
-    pub async fn loaded(&self, seq: i64, epoch: i64, at_ms: i64) -> Result<bool, StoreError> {
-        self.write(Durability::Process, move |tx| life::loaded(tx, seq, epoch, at_ms)).await
+    pub async fn loaded(
+        &self,
+        seq: i64,
+        epoch: i64,
+        load_ms: i64,
+        at_ms: i64,
+    ) -> Result<bool, StoreError> {
+        self.write(Durability::Process, move |tx| life::loaded(tx, seq, epoch, load_ms, at_ms))
+            .await
     }
 
     /// Puts a claimed job back into the queue. `false` if the lease is lost.

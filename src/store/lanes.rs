@@ -1,81 +1,50 @@
-//! What waits: the heads of the lanes for the worker's decision, and the overview for `foreman status`.
+//! What waits, for the worker's decision: for each lane and class how many, and the first that is ready. Never reads
+//! more than a few index entries for each lane, however many jobs wait. Called by the worker, and by the other queries
+//! of this room.
 
-use rusqlite::{OptionalExtension, Transaction, params};
+use rusqlite::{CachedStatement, Connection, OptionalExtension, Transaction, params};
 
-use super::Store;
+use crate::domain::job::Class;
+
 use super::error::StoreError;
 use super::rows;
+use super::{Durability, Store};
 
-/// A lane in which jobs wait.
+/// The waiting jobs of one class in a lane.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WaitingLane {
     /// The lane, as text.
     pub lane: String,
-    /// Arrival number of its oldest ready job; `None` if all of them wait for a retry.
-    pub oldest_ready_seq: Option<i64>,
+    /// The class.
+    pub class: Class,
+    /// How many wait, those that wait for a retry included; at least one.
+    pub jobs: u64,
+    /// The first of them by arrival that is ready; `None` if all wait for a retry.
+    pub head: Option<WaitingHead>,
 }
 
-/// A lane of the queue, for people.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LaneSummary {
-    /// The lane, as text.
-    pub lane: String,
-    /// Jobs that wait in it.
-    pub depth: u64,
-    /// Those of them that wait for a retry.
-    pub delayed: u64,
-    /// Arrival number of the oldest.
-    pub oldest_seq: i64,
-    /// When the oldest was admitted.
-    pub oldest_at_ms: i64,
-}
-
-/// A job that has not ended, for people.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OpenJob {
+/// The job that is next in its lane and class.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WaitingHead {
     /// Arrival number.
     pub seq: i64,
-    /// Public name.
-    pub id: String,
-    /// State.
-    pub state: String,
-    /// Lane, as text.
-    pub lane: String,
-    /// The model as the client wrote it.
-    pub model: String,
-    /// Wire shape.
-    pub dialect: String,
-    /// Tries so far.
-    pub attempts: u32,
-    /// When it was admitted.
-    pub created_at_ms: i64,
-    /// When it was claimed.
-    pub claimed_at_ms: Option<i64>,
-    /// Not to be tried before.
-    pub not_before_ms: i64,
-    /// What went wrong last.
-    pub last_error: Option<String>,
-}
-
-/// The whole picture in one read transaction.
-#[derive(Debug, Clone, Default)]
-pub struct Overview {
-    /// Lanes of the queue.
-    pub lanes: Vec<LaneSummary>,
-    /// Jobs in flight.
-    pub live: Vec<OpenJob>,
-    /// The first waiting jobs, oldest first.
-    pub waiting: Vec<OpenJob>,
-    /// Jobs by state.
-    pub jobs_by_state: Vec<(String, u64)>,
+    /// Since when it may run (milliseconds since 1970): its admission, or the end of its last delay. Never in the future.
+    pub ready_at_ms: i64,
 }
 
 impl Store {
-    /// The lanes in which jobs wait, each with its oldest ready job. Uses the index only, whatever the depth.
+    /// What waits, one entry for each lane and class in which jobs wait, by lane and then by class name. Costs a few index
+    /// look-ups for each, whatever the depth. Jobs whose delay is over are made ready first, by one write that survives
+    /// kill -9; it costs one index entry for each of them, once.
     ///
     /// # Errors
     /// Any of the store's.
     pub async fn waiting_lanes(&self, now_ms: i64) -> Result<Vec<WaitingLane>, StoreError> {
+        let seen = self.read(move |tx| look(tx, now_ms)).await?;
+        if let Seen::Lanes(lanes) = seen {
+            return Ok(lanes);
+        }
+        self.write(Durability::Process, move |tx| end_delays(tx, now_ms)).await?;
         self.read(move |tx| waiting_lanes(tx, now_ms)).await
     }
 
@@ -86,106 +55,165 @@ impl Store {
     pub async fn next_ready_at_ms(&self, now_ms: i64) -> Result<Option<i64>, StoreError> {
         self.read(move |tx| next_ready_at(tx, now_ms)).await
     }
-
-    /// The overview, with at most `jobs_max` waiting jobs listed.
-    ///
-    /// # Errors
-    /// Any of the store's.
-    pub async fn overview(&self, jobs_max: usize) -> Result<Overview, StoreError> {
-        self.read(move |tx| overview(tx, jobs_max)).await
-    }
 }
 
 /// No retry waits longer than this. A job that seems to was put back while the clock was ahead: it is ready.
-pub(super) const DELAY_MS_MAX: i64 = 120_000;
+const DELAY_MS_MAX: i64 = 120_000;
 
-/// Steps from lane to lane through the index, so that a million waiting jobs in fifty lanes cost fifty look-ups.
-pub(super) const WAITING_LANES: &str = "
-WITH RECURSIVE lanes(lane) AS (
-    SELECT MIN(lane) FROM job WHERE state = 'queued'
-    UNION ALL
-    SELECT (SELECT MIN(lane) FROM job WHERE state = 'queued' AND lane > lanes.lane)
-    FROM lanes WHERE lanes.lane IS NOT NULL
-)
-SELECT lane, (SELECT seq FROM job WHERE state = 'queued' AND job.lane = lanes.lane
-              AND (not_before_ms <= ?1 OR not_before_ms > ?2) ORDER BY seq LIMIT 1) AS oldest
-FROM lanes WHERE lane IS NOT NULL";
+/// The first ready job of a lane and a class (as its row says) with an arrival number in a range.
+pub(super) const HEAD: &str = "SELECT seq, ready_at_ms FROM job INDEXED BY job_ready
+    WHERE state = 'queued' AND not_before_ms = 0 AND lane = ?1 AND class = ?2 AND seq > ?3 AND seq <= ?4
+    ORDER BY seq LIMIT 1";
 
-fn waiting_lanes(tx: &Transaction<'_>, now_ms: i64) -> Result<Vec<WaitingLane>, StoreError> {
-    let mut statement = tx.prepare_cached(WAITING_LANES)?;
-    let lanes = statement
-        .query_map(params![now_ms, now_ms.saturating_add(DELAY_MS_MAX)], |row| {
-            Ok(WaitingLane { lane: row.get(0)?, oldest_ready_seq: row.get(1)? })
-        })?;
-    Ok(lanes.collect::<Result<_, _>>()?)
+/// Delays that are over, and delays that cannot be: given while the clock was ahead.
+pub(super) const DELAYS_OVER: [&str; 2] = ["not_before_ms <= ?1", "not_before_ms > ?1"];
+
+/// The first delay that is not over.
+pub(super) const NEXT_READY: &str = "SELECT not_before_ms FROM job INDEXED BY job_delayed
+    WHERE state = 'queued' AND not_before_ms <> 0 AND not_before_ms > ?1 ORDER BY not_before_ms LIMIT 1";
+
+/// One row for each lane and class.
+pub(super) const WAITING: &str =
+    "SELECT lane, class, jobs, delayed FROM waiting ORDER BY lane, class";
+
+enum Seen {
+    Lanes(Vec<WaitingLane>),
+    /// There are delays to be ended first.
+    DelaysOver,
+}
+
+fn look(tx: &Transaction<'_>, now_ms: i64) -> Result<Seen, StoreError> {
+    for (condition, bound_ms) in DELAYS_OVER.into_iter().zip(delay_bounds(now_ms)) {
+        let sql = delays_over(condition);
+        if tx.prepare_cached(&sql)?.exists([bound_ms])? {
+            return Ok(Seen::DelaysOver);
+        }
+    }
+    Ok(Seen::Lanes(waiting_lanes(tx, now_ms)?))
+}
+
+fn delay_bounds(now_ms: i64) -> [i64; 2] {
+    [now_ms, now_ms.saturating_add(DELAY_MS_MAX)]
+}
+
+pub(super) fn delays_over(condition: &str) -> String {
+    format!(
+        "SELECT 1 FROM job INDEXED BY job_delayed WHERE state = 'queued' AND not_before_ms <> 0 AND {condition}"
+    )
+}
+
+/// Makes the jobs ready whose delay is over at `now_ms`.
+pub(super) fn end_delays(tx: &Connection, now_ms: i64) -> Result<(), StoreError> {
+    for (condition, bound_ms) in DELAYS_OVER.into_iter().zip(delay_bounds(now_ms)) {
+        let sql = format!(
+            "UPDATE job INDEXED BY job_delayed SET not_before_ms = 0, ready_at_ms = MIN(ready_at_ms, ?2)
+             WHERE state = 'queued' AND not_before_ms <> 0 AND {condition}"
+        );
+        tx.prepare_cached(&sql)?.execute(params![bound_ms, now_ms])?;
+    }
+    Ok(())
+}
+
+fn waiting_lanes(tx: &Connection, now_ms: i64) -> Result<Vec<WaitingLane>, StoreError> {
+    let mut heads = Heads::prepare(tx)?;
+    let mut lanes = Vec::new();
+    for count in counts(tx)? {
+        let head = match count.jobs > count.delayed {
+            true => heads.find(&count.lane, count.class)?,
+            false => None,
+        };
+        // A clock that was set back must not leave it in the future.
+        let head =
+            head.map(|head| WaitingHead { ready_at_ms: head.ready_at_ms.min(now_ms), ..head });
+        lanes.push(WaitingLane { lane: count.lane, class: count.class, jobs: count.jobs, head });
+    }
+    Ok(lanes)
+}
+
+/// A row of `waiting`.
+pub(super) struct Count {
+    pub(super) lane: String,
+    pub(super) class: Class,
+    pub(super) jobs: u64,
+    pub(super) delayed: u64,
+}
+
+/// How many wait, by lane and then by the name of the class.
+pub(super) fn counts(tx: &Connection) -> Result<Vec<Count>, StoreError> {
+    let mut statement = tx.prepare_cached(WAITING)?;
+    let mut found = statement.query([])?;
+    let mut counts = Vec::new();
+    while let Some(row) = found.next()? {
+        let class: String = row.get(1)?;
+        counts.push(Count {
+            lane: row.get(0)?,
+            class: rows::class(&class)?,
+            jobs: rows::count(row.get(2)?),
+            delayed: rows::count(row.get(3)?),
+        });
+    }
+    Ok(counts)
+}
+
+/// How many jobs of a class wait, in all lanes.
+pub(super) fn waiting_of_class(tx: &Connection, class: Class) -> Result<u64, StoreError> {
+    let sql = "SELECT COALESCE(SUM(jobs), 0) FROM waiting WHERE class = ?1";
+    Ok(rows::count(tx.prepare_cached(sql)?.query_row([class.name()], |row| row.get(0))?))
+}
+
+/// The arrival number up to which waiting jobs are of class batch: the last one before the last opening.
+pub(super) fn opening(tx: &Connection) -> Result<i64, StoreError> {
+    Ok(tx.prepare_cached("SELECT seq FROM opening")?.query_row([], |row| row.get(0))?)
+}
+
+/// Looks for the first ready job of a lane and class, many times in one transaction.
+pub(super) struct Heads<'tx> {
+    statement: CachedStatement<'tx>,
+    /// Jobs up to it are of class batch, whatever their row says.
+    opening: i64,
+}
+
+impl<'tx> Heads<'tx> {
+    pub(super) fn prepare(tx: &'tx Connection) -> Result<Heads<'tx>, StoreError> {
+        Ok(Heads { statement: tx.prepare_cached(HEAD)?, opening: opening(tx)? })
+    }
+
+    pub(super) fn find(
+        &mut self,
+        lane: &str,
+        class: Class,
+    ) -> Result<Option<WaitingHead>, StoreError> {
+        match class {
+            Class::Interactive | Class::Normal => self.between(lane, class, self.opening, i64::MAX),
+            Class::Batch => {
+                let heads = [
+                    self.between(lane, Class::Interactive, 0, self.opening)?,
+                    self.between(lane, Class::Normal, 0, self.opening)?,
+                    self.between(lane, Class::Batch, 0, i64::MAX)?,
+                ];
+                Ok(heads.into_iter().flatten().min_by_key(|head| head.seq))
+            }
+        }
+    }
+
+    fn between(
+        &mut self,
+        lane: &str,
+        class_of_row: Class,
+        after: i64,
+        up_to: i64,
+    ) -> Result<Option<WaitingHead>, StoreError> {
+        if after >= up_to {
+            return Ok(None);
+        }
+        let range = params![lane, class_of_row.name(), after, up_to];
+        let head = self
+            .statement
+            .query_row(range, |row| Ok(WaitingHead { seq: row.get(0)?, ready_at_ms: row.get(1)? }));
+        Ok(head.optional()?)
+    }
 }
 
 fn next_ready_at(tx: &Transaction<'_>, now_ms: i64) -> Result<Option<i64>, StoreError> {
-    let sql = "SELECT not_before_ms FROM job WHERE state = 'queued' AND not_before_ms > 0 AND not_before_ms > ?1
-               ORDER BY not_before_ms LIMIT 1";
-    Ok(tx.prepare_cached(sql)?.query_row([now_ms], |row| row.get(0)).optional()?)
-}
-
-fn overview(tx: &Transaction<'_>, jobs_max: usize) -> Result<Overview, StoreError> {
-    let lanes = tx
-        .prepare_cached(
-            "SELECT lane, COUNT(*), SUM(not_before_ms > 0 AND attempts + interruptions + deferrals > 0), MIN(seq)
-             FROM job WHERE state = 'queued' GROUP BY lane",
-        )?
-        .query_map([], |row| {
-            Ok(LaneSummary {
-                lane: row.get(0)?,
-                depth: rows::count(row.get(1)?),
-                delayed: rows::count(row.get(2)?),
-                oldest_seq: row.get(3)?,
-                oldest_at_ms: 0,
-            })
-        })?
-        .collect::<Result<Vec<_>, _>>()?;
-    let lanes = lanes.into_iter().map(|lane| with_age(tx, lane)).collect::<Result<Vec<_>, _>>()?;
-    let jobs_by_state = tx
-        .prepare_cached("SELECT state, jobs FROM tally")?
-        .query_map([], |row| Ok((row.get(0)?, rows::count(row.get(1)?))))?
-        .collect::<Result<Vec<_>, _>>()?;
-    Ok(Overview {
-        lanes,
-        live: open_jobs(tx, "state IN ('loading','working')", jobs_max)?,
-        waiting: open_jobs(tx, "state = 'queued'", jobs_max)?,
-        jobs_by_state,
-    })
-}
-
-fn with_age(tx: &Transaction<'_>, lane: LaneSummary) -> Result<LaneSummary, StoreError> {
-    let oldest_at_ms = tx
-        .prepare_cached("SELECT created_at_ms FROM job WHERE seq = ?1")?
-        .query_row([lane.oldest_seq], |row| row.get(0))?;
-    Ok(LaneSummary { oldest_at_ms, ..lane })
-}
-
-fn open_jobs(
-    tx: &Transaction<'_>,
-    condition: &str,
-    jobs_max: usize,
-) -> Result<Vec<OpenJob>, StoreError> {
-    let sql = format!(
-        "SELECT seq, id, state, lane, model, dialect, attempts, created_at_ms, claimed_at_ms, not_before_ms, last_error
-         FROM job WHERE {condition} ORDER BY seq LIMIT ?1"
-    );
-    let mut statement = tx.prepare_cached(&sql)?;
-    let jobs = statement.query_map(params![rows::to_column(jobs_max)], |row| {
-        Ok(OpenJob {
-            seq: row.get(0)?,
-            id: row.get(1)?,
-            state: row.get(2)?,
-            lane: row.get(3)?,
-            model: row.get(4)?,
-            dialect: row.get(5)?,
-            attempts: rows::small(row.get(6)?),
-            created_at_ms: row.get(7)?,
-            claimed_at_ms: row.get(8)?,
-            not_before_ms: row.get(9)?,
-            last_error: row.get(10)?,
-        })
-    })?;
-    Ok(jobs.collect::<Result<Vec<_>, _>>()?)
+    Ok(tx.prepare_cached(NEXT_READY)?.query_row([now_ms], |row| row.get(0)).optional()?)
 }

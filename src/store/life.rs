@@ -6,13 +6,15 @@ use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::domain::dialect::Dialect;
-use crate::domain::job::{Counters, Event, JobId, Kind, State};
+use crate::domain::job::{Class, Counters, Event, JobId, Kind, State};
 use crate::domain::retry::Charge;
 
 use super::answers;
 use super::error::StoreError;
-use super::jobs::{Admission, Cancellation, Claim, Ending, GiveBack, NewJob, QueueLimits};
-use super::lanes::DELAY_MS_MAX;
+use super::jobs::{
+    Admission, Cancellation, Claim, Ending, GiveBack, NewJob, QueueLimit, QueueLimits,
+};
+use super::lanes;
 use super::rows::{self, HeaderList};
 
 /// Headers that may hold a client's credentials.
@@ -33,17 +35,13 @@ pub(super) fn admit(
     limits: QueueLimits,
     at_ms: i64,
 ) -> Result<Admission, StoreError> {
-    let (jobs, bytes): (i64, i64) = tx
-        .prepare_cached("SELECT jobs, bytes FROM tally WHERE state = 'queued'")?
-        .query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
-    let body_bytes = u64::try_from(job.body.len()).unwrap_or(u64::MAX);
-    let is_full = rows::count(jobs) >= limits.jobs_max
-        || (jobs > 0 && rows::count(bytes).saturating_add(body_bytes) > limits.bytes_max);
-    if is_full {
-        return Ok(Admission::Full { jobs: rows::count(jobs) });
+    if let Some((limit, jobs)) = limit_reached(tx, job, limits)? {
+        return Ok(Admission::Full { jobs, limit });
     }
-    let sql = "INSERT INTO job(id, dialect, kind, lane, model, class, is_streamed, state, request_bytes, created_at_ms)
-               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 'queued', ?8, ?9)";
+    let sql = "INSERT INTO job(id, dialect, kind, lane, model, class, client, path, is_streamed, state, request_bytes,
+                               created_at_ms, ready_at_ms)
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 'queued', ?10, ?11, ?11)";
+    let (path, _) = job.path_and_query.split_once('?').unwrap_or((&job.path_and_query, ""));
     tx.prepare_cached(sql)?.execute(params![
         job.id.to_string(),
         job.dialect.name(),
@@ -51,6 +49,8 @@ pub(super) fn admit(
         job.lane,
         job.model,
         job.class.name(),
+        job.client,
+        path,
         job.is_streamed,
         rows::to_column(job.body.len()),
         at_ms
@@ -69,26 +69,56 @@ pub(super) fn admit(
     Ok(Admission::Admitted { seq })
 }
 
+/// The limit that this job would pass, and how many jobs already wait under it.
+fn limit_reached(
+    tx: &Connection,
+    job: &NewJob,
+    limits: QueueLimits,
+) -> Result<Option<(QueueLimit, u64)>, StoreError> {
+    let (jobs, bytes): (i64, i64) = tx
+        .prepare_cached("SELECT jobs, bytes FROM tally WHERE state = 'queued'")?
+        .query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let (jobs, bytes) = (rows::count(jobs), rows::count(bytes));
+    if jobs >= limits.jobs_max {
+        return Ok(Some((QueueLimit::Jobs, jobs)));
+    }
+    let body_bytes = u64::try_from(job.body.len()).unwrap_or(u64::MAX);
+    if jobs > 0 && bytes.saturating_add(body_bytes) > limits.bytes_max {
+        return Ok(Some((QueueLimit::Bytes, jobs)));
+    }
+    let class_max =
+        Class::ALL.into_iter().zip(limits.class_max).find(|(class, _)| *class == job.class);
+    if let Some((class, Some(class_max))) = class_max {
+        let of_class = lanes::waiting_of_class(tx, class)?;
+        if of_class >= class_max {
+            return Ok(Some((QueueLimit::Class(class), of_class)));
+        }
+    }
+    Ok(None)
+}
+
 pub(super) fn claim(
     tx: &Connection,
     lane: &str,
+    class: Class,
     event: Event,
     at_ms: i64,
 ) -> Result<Option<Claim>, StoreError> {
     let Some(to) = State::Queued.after(event) else { return Ok(None) };
+    lanes::end_delays(tx, at_ms)?;
+    let Some(head) = lanes::Heads::prepare(tx)?.find(lane, class)? else { return Ok(None) };
     let sql = format!(
-        "UPDATE job SET state = ?3, lease_epoch = lease_epoch + 1, attempts = attempts + 1, claimed_at_ms = ?2,
-                working_at_ms = CASE WHEN ?3 = 'working' THEN ?2 END
-         WHERE seq = (SELECT seq FROM job WHERE state = 'queued' AND lane = ?1
-                        AND (not_before_ms <= ?2 OR not_before_ms > ?4) ORDER BY seq LIMIT 1)
-           AND state IN ({})
+        "UPDATE job SET state = ?2, class = ?3, lease_epoch = lease_epoch + 1, attempts = attempts + 1,
+                claimed_at_ms = ?4, working_at_ms = CASE WHEN ?2 = 'working' THEN ?4 END
+         WHERE seq = ?1 AND state IN ({})
          RETURNING seq, lease_epoch",
         sources(event)
     );
-    let latest_ms = at_ms.saturating_add(DELAY_MS_MAX);
     let claimed: Option<(i64, i64)> = tx
         .prepare_cached(&sql)?
-        .query_row(params![lane, at_ms, to.name(), latest_ms], |row| Ok((row.get(0)?, row.get(1)?)))
+        .query_row(params![head.seq, to.name(), class.name(), at_ms], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })
         .optional()?;
     let Some((seq, epoch)) = claimed else { return Ok(None) };
     record(tx, seq, Some(State::Queued), to, &Note { epoch, at_ms, text: None })?;
@@ -150,14 +180,15 @@ pub(super) fn loaded(
     tx: &Connection,
     seq: i64,
     epoch: i64,
+    load_ms: i64,
     at_ms: i64,
 ) -> Result<bool, StoreError> {
     let sql = format!(
-        "UPDATE job SET state = 'working', working_at_ms = ?3
+        "UPDATE job SET state = 'working', working_at_ms = ?3, load_ms = ?4
          WHERE seq = ?1 AND lease_epoch = ?2 AND state IN ({})",
         sources(Event::Loaded)
     );
-    let changed = tx.prepare_cached(&sql)?.execute(params![seq, epoch, at_ms])?;
+    let changed = tx.prepare_cached(&sql)?.execute(params![seq, epoch, at_ms, load_ms])?;
     if changed == 1 {
         let note = Note { epoch, at_ms, text: None };
         record(tx, seq, Some(State::Loading), State::Working, &note)?;
@@ -180,13 +211,20 @@ pub(super) fn give_back(
     };
     let sql = format!(
         "UPDATE job SET state = 'queued', {charged}, not_before_ms = ?3, last_error = ?4,
-                claimed_at_ms = NULL, working_at_ms = NULL
+                ready_at_ms = MAX(created_at_ms, ?5), claimed_at_ms = NULL, working_at_ms = NULL, load_ms = NULL
          WHERE seq = ?1 AND lease_epoch = ?2 AND state IN ({})",
         sources(Event::GiveBack)
     );
     let error = shortened(&back.error);
-    let changed =
-        tx.prepare_cached(&sql)?.execute(params![seq, epoch, back.not_before_ms, error])?;
+    // 0 is how the indexes know a ready job.
+    let not_before_ms = if back.not_before_ms > back.at_ms { back.not_before_ms } else { 0 };
+    let changed = tx.prepare_cached(&sql)?.execute(params![
+        seq,
+        epoch,
+        not_before_ms,
+        error,
+        back.not_before_ms
+    ])?;
     if changed == 1 {
         let note = Note { epoch, at_ms: back.at_ms, text: Some(&error) };
         record(tx, seq, Some(from), State::Queued, &note)?;

@@ -8,12 +8,15 @@ mod answers;
 mod error;
 mod jobs;
 mod lanes;
+mod learning;
 mod life;
 mod lock;
+mod overview;
 mod recovery;
 mod retention;
 mod rows;
 mod schema;
+mod trace;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -24,11 +27,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use answers::{Answer, AnswerBody};
 pub use error::StoreError;
-pub use jobs::{Admission, Cancellation, Claim, Ending, GiveBack, NewJob, QueueLimits};
-pub use lanes::{LaneSummary, OpenJob, Overview, WaitingLane};
+pub use jobs::{Admission, Cancellation, Claim, Ending, GiveBack, NewJob, QueueLimit, QueueLimits};
+pub use lanes::{WaitingHead, WaitingLane};
+pub use learning::Learned;
+pub use overview::{LaneSummary, OpenJob, Overview};
 pub use recovery::Recovered;
 pub use retention::Swept;
 pub use rows::HeaderList;
+pub use trace::FinishedJob;
 pub use writer::Durability;
 
 /// How many read-only connections there are. Who asks on behalf of clients leaves one for the worker's decisions.
@@ -188,6 +194,7 @@ fn open_reader(path: &Path) -> Result<Connection, StoreError> {
     let connection = Connection::open_with_flags(path, flags)?;
     connection.pragma_update(None, "query_only", "ON")?;
     connection.busy_timeout(schema::BUSY_TIMEOUT)?;
+    connection.set_prepared_statement_cache_capacity(schema::STATEMENTS_CACHED);
     Ok(connection)
 }
 

@@ -1,8 +1,10 @@
-//! Retention: finished jobs are dropped after `FOREMAN_JOB_TTL`, a few at a time, and their space is given back.
+//! Retention: finished jobs are dropped after `FOREMAN_JOB_TTL`, a few at a time, and their space is given back. What was
+//! learned and is no longer used goes, too.
 
 use rusqlite::{Connection, params};
 
 use super::error::StoreError;
+use super::learning;
 use super::{Durability, Store};
 
 /// Jobs dropped in one write: short enough not to be felt by a waiting admission.
@@ -29,12 +31,16 @@ impl Swept {
 }
 
 impl Store {
-    /// Drops up to [`SWEEP_MAX`] jobs that finished before `before_ms`.
+    /// Drops up to [`SWEEP_MAX`] jobs that finished before `before_ms`, and what was learned of clients not seen for long.
     ///
     /// # Errors
     /// Any of the store's; nothing was dropped.
-    pub async fn sweep(&self, before_ms: i64) -> Result<Swept, StoreError> {
-        self.write(Durability::Process, move |tx| sweep(tx, before_ms)).await
+    pub async fn sweep(&self, before_ms: i64, now_ms: i64) -> Result<Swept, StoreError> {
+        self.write(Durability::Process, move |tx| {
+            learning::forget_unused(tx, now_ms)?;
+            sweep(tx, before_ms)
+        })
+        .await
     }
 
     /// The files of the answers folder that rows name, to find orphans after a crash.

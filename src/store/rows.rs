@@ -2,6 +2,8 @@
 
 use serde_json::Value;
 
+use crate::domain::job::Class;
+
 use super::error::StoreError;
 
 /// Header lines in order: lower-case name, raw value. Values may hold any byte, so they are stored as Latin-1.
@@ -22,6 +24,11 @@ pub(super) fn headers_from_text(text: &str) -> Result<HeaderList, StoreError> {
         .map_err(|fault| StoreError::Strange(format!("header list: {fault}")))?;
     let latin = |text: String| text.chars().map(|c| u8::try_from(c).unwrap_or(b'?')).collect();
     Ok(pairs.into_iter().map(|(name, value)| (name, latin(value))).collect())
+}
+
+/// A column value as a class.
+pub(super) fn class(name: &str) -> Result<Class, StoreError> {
+    Class::from_name(name).ok_or_else(|| StoreError::Strange(format!("class {name:?}")))
 }
 
 /// An unsigned count as a column value.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::clock;
-use crate::domain::job::{Event, Kind};
+use crate::domain::job::{Class, Event, Kind};
 use crate::domain::model::{LoadKey, ModelName};
 use crate::domain::schedule::{Board, Decision, Lane, LaneHead, Reason, decide};
 use crate::ollama::client::SendError;
@@ -112,7 +112,7 @@ impl Worker {
             Decision::Run { lane, reason } => self.serve(lane, reason).await,
             Decision::Swap { unload, load, reason } => {
                 let lane = Lane::Key(load.clone()).to_string();
-                let claim = self.tools.store.claim(lane, Event::ClaimToLoad, self.now_ms()).await?;
+                let claim = self.claim(&lane, Event::ClaimToLoad).await?;
                 if let Some(claim) = claim {
                     self.swap_and_run(claim, &unload, &load, reason).await;
                 }
@@ -179,14 +179,29 @@ impl Worker {
                 tracing::debug!(job.lane = %waiting.lane, "jobs wait in a lane that this version cannot read");
                 continue;
             };
-            if let Lane::Key(key) = &lane {
+            if let Lane::Key(key) = &lane
+                && !wanted.contains(key)
+            {
                 wanted.push(key.clone());
             }
-            if let Some(oldest_seq) = waiting.oldest_ready_seq {
-                board.lanes.push(LaneHead { lane, oldest_seq });
+            let Some(head) = waiting.head else { continue };
+            match board.lanes.iter_mut().find(|known| known.lane == lane) {
+                Some(known) => known.oldest_seq = known.oldest_seq.min(head.seq),
+                None => board.lanes.push(LaneHead { lane, oldest_seq: head.seq }),
             }
         }
         Ok((board, wanted))
+    }
+
+    /// Claims the next job of a lane: the most urgent class first.
+    async fn claim(&self, lane: &str, event: Event) -> Result<Option<Claim>, StoreError> {
+        for class in Class::ALL {
+            let claim = self.tools.store.claim(lane.to_owned(), class, event, self.now_ms());
+            if let Some(claim) = claim.await? {
+                return Ok(Some(claim));
+            }
+        }
+        Ok(None)
     }
 
     /// How long there is nothing to do unless something happens.
@@ -199,8 +214,7 @@ impl Worker {
     }
 
     async fn serve(&mut self, lane: Lane, reason: Reason) -> Result<Turn, StoreError> {
-        let text = lane.to_string();
-        let claim = self.tools.store.claim(text, Event::ClaimToWork, self.now_ms()).await?;
+        let claim = self.claim(&lane.to_string(), Event::ClaimToWork).await?;
         let Some(claim) = claim else { return Ok(Turn::Acted) };
         tracing::debug!(job.id = %claim.id, job.lane = %lane, reason = reason.name(), "job claimed");
         let output = self.handle.outputs().open(claim.id);
@@ -241,7 +255,8 @@ impl Worker {
             return;
         }
         let now_ms = self.now_ms();
-        match self.tools.store.loaded(claim.seq, claim.lease_epoch, now_ms).await {
+        match self.tools.store.loaded(claim.seq, claim.lease_epoch, now_ms - began_ms, now_ms).await
+        {
             Ok(true) => (),
             Ok(false) => {
                 tracing::error!(job.id = %claim.id, "the lease of a loading job was lost");

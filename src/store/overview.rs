@@ -1,0 +1,178 @@
+//! The overview for `foreman status`: lanes, jobs in flight, the first waiting jobs, in one read transaction. Costs a
+//! few index look-ups for each lane and each job listed, however many wait. Called by `http`.
+
+use rusqlite::{OptionalExtension, Transaction, params};
+
+use crate::domain::job::Class;
+
+use super::Store;
+use super::error::StoreError;
+use super::lanes::{self, Count, Heads};
+use super::rows;
+
+/// A lane of the queue, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaneSummary {
+    /// The lane, as text.
+    pub lane: String,
+    /// Jobs that wait in it.
+    pub depth: u64,
+    /// Those of them that wait for a retry.
+    pub delayed: u64,
+    /// Arrival number of the oldest.
+    pub oldest_seq: i64,
+    /// When the oldest was admitted.
+    pub oldest_at_ms: i64,
+    /// Jobs that wait in it by class, the most urgent first, without those of which there are none.
+    pub by_class: Vec<(Class, u64)>,
+}
+
+/// A job that has not ended, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenJob {
+    /// Arrival number.
+    pub seq: i64,
+    /// Public name.
+    pub id: String,
+    /// State.
+    pub state: String,
+    /// Lane, as text.
+    pub lane: String,
+    /// The class in which it waits, or was claimed.
+    pub class: String,
+    /// The model as the client wrote it.
+    pub model: String,
+    /// Wire shape.
+    pub dialect: String,
+    /// Tries so far.
+    pub attempts: u32,
+    /// When it was admitted.
+    pub created_at_ms: i64,
+    /// When it was claimed.
+    pub claimed_at_ms: Option<i64>,
+    /// Not to be tried before.
+    pub not_before_ms: i64,
+    /// What went wrong last.
+    pub last_error: Option<String>,
+}
+
+/// The whole picture in one read transaction.
+#[derive(Debug, Clone, Default)]
+pub struct Overview {
+    /// Lanes of the queue, by name.
+    pub lanes: Vec<LaneSummary>,
+    /// Jobs in flight.
+    pub live: Vec<OpenJob>,
+    /// The first waiting jobs, oldest first.
+    pub waiting: Vec<OpenJob>,
+    /// Jobs by state.
+    pub jobs_by_state: Vec<(String, u64)>,
+}
+
+impl Store {
+    /// The overview, with at most `jobs_max` waiting jobs listed.
+    ///
+    /// # Errors
+    /// Any of the store's.
+    pub async fn overview(&self, jobs_max: usize) -> Result<Overview, StoreError> {
+        self.read(move |tx| overview(tx, jobs_max)).await
+    }
+}
+
+/// The oldest delayed job of a lane.
+pub(super) const OLDEST_DELAYED: &str = "SELECT seq FROM job INDEXED BY job_delayed_in_lane
+    WHERE state = 'queued' AND not_before_ms <> 0 AND lane = ?1 ORDER BY seq LIMIT 1";
+
+/// Jobs in flight: as many as are served at once.
+pub(super) const LIVE: &str = "job INDEXED BY job_live WHERE state IN ('loading','working')";
+
+/// Waiting jobs, by an index of their own: history lies before them in the table.
+pub(super) const WAITING: &str = "job INDEXED BY job_waiting WHERE state = 'queued'";
+
+fn overview(tx: &Transaction<'_>, jobs_max: usize) -> Result<Overview, StoreError> {
+    let jobs_by_state = tx
+        .prepare_cached("SELECT state, jobs FROM tally")?
+        .query_map([], |row| Ok((row.get(0)?, rows::count(row.get(1)?))))?
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(Overview {
+        lanes: summaries(tx)?,
+        live: open_jobs(tx, LIVE, jobs_max)?,
+        waiting: open_jobs(tx, WAITING, jobs_max)?,
+        jobs_by_state,
+    })
+}
+
+fn summaries(tx: &Transaction<'_>) -> Result<Vec<LaneSummary>, StoreError> {
+    let mut heads = Heads::prepare(tx)?;
+    let counts = lanes::counts(tx)?;
+    counts
+        .chunk_by(|one, next| one.lane == next.lane)
+        .map(|of_lane| summary(tx, of_lane, &mut heads))
+        .collect()
+}
+
+/// The summary of one lane from its counts by class.
+fn summary(
+    tx: &Transaction<'_>,
+    counts: &[Count],
+    heads: &mut Heads<'_>,
+) -> Result<LaneSummary, StoreError> {
+    let lane = counts.first().map_or("", |count| &count.lane).to_owned();
+    let mut oldest: Option<i64> =
+        tx.prepare_cached(OLDEST_DELAYED)?.query_row([&lane], |row| row.get(0)).optional()?;
+    for count in counts {
+        let head = heads.find(&lane, count.class)?.map(|head| head.seq);
+        oldest = oldest.into_iter().chain(head).min();
+    }
+    let oldest_seq = oldest.ok_or_else(|| {
+        StoreError::Strange(format!("lane {lane:?} counts jobs that are not there"))
+    })?;
+    let oldest_at_ms = tx
+        .prepare_cached("SELECT created_at_ms FROM job WHERE seq = ?1")?
+        .query_row([oldest_seq], |row| row.get(0))?;
+    let mut by_class: Vec<(Class, u64)> =
+        counts.iter().map(|count| (count.class, count.jobs)).collect();
+    by_class.sort_unstable();
+    Ok(LaneSummary {
+        lane,
+        depth: counts.iter().map(|count| count.jobs).sum(),
+        delayed: counts.iter().map(|count| count.delayed).sum(),
+        oldest_seq,
+        oldest_at_ms,
+        by_class,
+    })
+}
+
+/// The statement that lists the jobs of `source`, oldest first.
+pub(super) fn open_jobs_sql(source: &str) -> String {
+    format!(
+        "SELECT seq, id, state, lane, model, dialect, attempts, created_at_ms, claimed_at_ms, not_before_ms, last_error,
+                CASE WHEN state = 'queued' AND seq <= (SELECT seq FROM opening) THEN 'batch' ELSE class END
+         FROM {source} ORDER BY seq LIMIT ?1"
+    )
+}
+
+fn open_jobs(
+    tx: &Transaction<'_>,
+    source: &str,
+    jobs_max: usize,
+) -> Result<Vec<OpenJob>, StoreError> {
+    let mut statement = tx.prepare_cached(&open_jobs_sql(source))?;
+    let jobs = statement.query_map(params![rows::to_column(jobs_max)], |row| {
+        Ok(OpenJob {
+            seq: row.get(0)?,
+            id: row.get(1)?,
+            state: row.get(2)?,
+            lane: row.get(3)?,
+            class: row.get(11)?,
+            model: row.get(4)?,
+            dialect: row.get(5)?,
+            attempts: rows::small(row.get(6)?),
+            created_at_ms: row.get(7)?,
+            claimed_at_ms: row.get(8)?,
+            not_before_ms: row.get(9)?,
+            last_error: row.get(10)?,
+        })
+    })?;
+    Ok(jobs.collect::<Result<Vec<_>, _>>()?)
+}
