@@ -93,6 +93,19 @@ impl Iterator for Members<'_> {
     }
 }
 
+/// The elements of an array, given with its brackets, without the white space around them. What is malformed ends them.
+pub(super) fn elements(array: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut at = 1;
+    std::iter::from_fn(move || {
+        at += array.get(at..)?.iter().position(|byte| !is_space(*byte) && *byte != b',')?;
+        let start = at;
+        let mut scanner = Scanner::default();
+        // A closing bracket is no value, so it ends the list here.
+        while scanner.next(array, &mut at).ok()?? != Event::Closes {}
+        Some(&array[start..at])
+    })
+}
+
 /// Whether an array, given with its brackets, holds anything.
 #[must_use]
 pub fn has_elements(array: &[u8]) -> bool {
@@ -141,6 +154,22 @@ mod tests {
         assert_eq!(open(b"nul").unwrap_err(), Fault::Truncated);
         assert_eq!(members("{\"a\":[1").unwrap_err(), Fault::Truncated);
         assert_eq!(members("{\"a\":1,}").unwrap_err(), Fault::Malformed);
+    }
+
+    #[test]
+    fn elements_come_whole_and_bare() {
+        let found = |array: &str| {
+            let list =
+                elements(array.as_bytes()).map(|bytes| String::from_utf8_lossy(bytes).into());
+            list.collect::<Vec<String>>()
+        };
+        assert_eq!(
+            found("[ 1 , \"a,]\" ,[2,{}],{\"b\":[3]} ,-4.5e1, null]"),
+            ["1", "\"a,]\"", "[2,{}]", "{\"b\":[3]}", "-4.5e1", "null"]
+        );
+        for empty in ["[]", "[ \n]", "", "[", "[\"cut"] {
+            assert!(found(empty).is_empty(), "{empty}");
+        }
     }
 
     #[test]
