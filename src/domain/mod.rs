@@ -10,3 +10,5 @@ pub mod model;
 pub mod retry;
 pub mod route;
 pub mod schedule;
+pub mod threads;
+pub mod whom;
