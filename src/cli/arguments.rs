@@ -60,12 +60,26 @@ pub(super) struct Serve {
     /// How long finished jobs and their answers are kept [default: 24h]
     #[arg(long, env = "FOREMAN_JOB_TTL", value_name = "DURATION")]
     job_ttl: Option<String>,
-    /// Jobs that may wait [default: 10000]
+    /// Jobs that may wait, in all and of a class, such as 10000,batch=500 [default: 10000]
     #[arg(long, env = "FOREMAN_MAX_QUEUE", value_name = "N")]
     max_queue: Option<String>,
     /// Bytes of requests that may wait [default: 4GiB]
     #[arg(long, env = "FOREMAN_MAX_QUEUE_BYTES", value_name = "SIZE")]
     max_queue_bytes: Option<String>,
+    #[arg(
+        long,
+        env = "FOREMAN_MAX_WAIT",
+        value_name = "DURATIONS",
+        help = "How long a job may wait, for interactive ones such as 2m, or by class [default: \
+                interactive=2m,normal=10m,batch=6h]"
+    )]
+    max_wait: Option<String>,
+    /// Whether a model is kept for a client that will be back: auto, off, or a duration [default: auto]
+    #[arg(long, env = "FOREMAN_HOLD", value_name = "auto|off|DURATION")]
+    hold: Option<String>,
+    /// Jobs of one model that run at once; Ollama must allow as many [default: 1]
+    #[arg(long, env = "FOREMAN_PARALLEL", value_name = "N")]
+    parallel: Option<String>,
     /// The largest request body of a queued or embed route [default: 128MiB]
     #[arg(long, env = "FOREMAN_BODY_MAX", value_name = "SIZE")]
     body_max: Option<String>,
@@ -126,6 +140,9 @@ impl Serve {
             job_ttl: self.job_ttl.clone(),
             max_queue: self.max_queue.clone(),
             max_queue_bytes: self.max_queue_bytes.clone(),
+            max_wait: self.max_wait.clone(),
+            hold: self.hold.clone(),
+            parallel: self.parallel.clone(),
             body_max: self.body_max.clone(),
             answer_max: self.answer_max.clone(),
             embed_parallel: self.embed_parallel.clone(),

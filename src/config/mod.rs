@@ -9,12 +9,14 @@ use std::time::Duration;
 
 use crate::ollama::url::UpstreamUrl;
 
+mod classes;
 mod values;
 
-pub use values::address;
+use classes::{max_queue, max_wait};
+pub use values::{HoldSetting, address};
 use values::{
-    attempts, bytes, count, database, duration, keep_alive, model, origins, positive, secret,
-    upstream,
+    attempts, bytes, count, database, duration, hold, keep_alive, model, origins, parallel,
+    positive, secret, upstream,
 };
 
 /// The listening address when none is given: loopback, one above Ollama's own port.
@@ -45,10 +47,22 @@ pub struct Config {
     pub max_attempts: u32,
     /// How long a finished job and its answer are kept.
     pub job_ttl: Duration,
-    /// Jobs that may wait.
+    /// Jobs that may wait, of all classes.
     pub max_queue: u64,
+    /// Jobs of each class that may wait, by [`Class::ALL`]; `None` where only `max_queue` counts.
+    ///
+    /// [`Class::ALL`]: crate::domain::job::Class::ALL
+    pub class_max: [Option<u64>; 3],
     /// Bytes of request bodies that may wait.
     pub max_queue_bytes: u64,
+    /// How long a job of each class may wait before its model is loaded for it, by [`Class::ALL`].
+    ///
+    /// [`Class::ALL`]: crate::domain::job::Class::ALL
+    pub max_wait: [Duration; 3],
+    /// Whether a model is kept a moment for a client that will be back.
+    pub hold: HoldSetting,
+    /// Jobs of one load key that may run at once; at least 1.
+    pub parallel: usize,
     /// The largest request body of a queued or embed route.
     pub body_max: u64,
     /// The largest answer.
@@ -111,6 +125,12 @@ pub struct Raw {
     pub max_queue: Option<String>,
     /// `FOREMAN_MAX_QUEUE_BYTES`
     pub max_queue_bytes: Option<String>,
+    /// `FOREMAN_MAX_WAIT`
+    pub max_wait: Option<String>,
+    /// `FOREMAN_HOLD`
+    pub hold: Option<String>,
+    /// `FOREMAN_PARALLEL`
+    pub parallel: Option<String>,
     /// `FOREMAN_BODY_MAX`
     pub body_max: Option<String>,
     /// `FOREMAN_ANSWER_MAX`
@@ -202,9 +222,12 @@ fn read(raw: &Raw, faults: &mut Faults) -> Option<Config> {
     let poll = faults.read("FOREMAN_POLL_INTERVAL", raw.poll_interval.as_ref(), "30s", positive);
     let attempts = faults.read("FOREMAN_MAX_ATTEMPTS", raw.max_attempts.as_ref(), "3", attempts);
     let ttl = faults.read("FOREMAN_JOB_TTL", raw.job_ttl.as_ref(), "24h", positive);
-    let queue = faults.read("FOREMAN_MAX_QUEUE", raw.max_queue.as_ref(), "10000", count);
+    let queue = faults.read("FOREMAN_MAX_QUEUE", raw.max_queue.as_ref(), "10000", max_queue);
     let queue_bytes =
         faults.read("FOREMAN_MAX_QUEUE_BYTES", raw.max_queue_bytes.as_ref(), "4GiB", bytes);
+    let wait = faults.read("FOREMAN_MAX_WAIT", raw.max_wait.as_ref(), "2m", max_wait);
+    let hold = faults.read("FOREMAN_HOLD", raw.hold.as_ref(), "auto", hold);
+    let parallel = faults.read("FOREMAN_PARALLEL", raw.parallel.as_ref(), "1", parallel);
     let body_max = faults.read("FOREMAN_BODY_MAX", raw.body_max.as_ref(), "128MiB", bytes);
     let answer_max = faults.read("FOREMAN_ANSWER_MAX", raw.answer_max.as_ref(), "256MiB", bytes);
     let embeds = faults.read("FOREMAN_EMBED_PARALLEL", raw.embed_parallel.as_ref(), "64", count);
@@ -224,8 +247,12 @@ fn read(raw: &Raw, faults: &mut Faults) -> Option<Config> {
         poll_interval: poll?,
         max_attempts: attempts?,
         job_ttl: ttl?,
-        max_queue: queue?,
+        max_queue: queue?.total,
+        class_max: queue?.by_class,
         max_queue_bytes: queue_bytes?,
+        max_wait: wait?,
+        hold: hold?,
+        parallel: parallel?,
         body_max: body_max?,
         answer_max: answer_max?,
         embed_parallel: usize::try_from(embeds?).unwrap_or(usize::MAX).min(EMBED_PARALLEL_MAX),
@@ -267,6 +294,10 @@ mod tests {
         assert_eq!(config.addr.to_string(), ADDR_DEFAULT);
         assert_eq!(config.ollama_url.to_string(), "http://127.0.0.1:11434");
         assert_eq!(config.keep_alive, None);
+        assert_eq!((config.hold, config.parallel), (HoldSetting::Auto, 1));
+        assert_eq!((config.max_queue, config.class_max), (10_000, [None; 3]));
+        let waits_s = config.max_wait.map(|wait| wait.as_secs());
+        assert_eq!(waits_s, [120, 600, 21_600]);
         assert!(config.db.ends_with("foreman/foreman.db"));
     }
 
@@ -276,6 +307,10 @@ mod tests {
             addr: given("nowhere"),
             max_attempts: given("0"),
             job_ttl: given("soon"),
+            max_queue: given("batch=none"),
+            max_wait: given("urgent=1m"),
+            hold: given("maybe"),
+            parallel: given("0"),
             body_max: given("12 parsecs"),
             ..Raw::default()
         };
@@ -283,7 +318,16 @@ mod tests {
         let keys: Vec<_> = faults.iter().map(|fault| fault.key).collect();
         assert_eq!(
             keys,
-            ["FOREMAN_ADDR", "FOREMAN_MAX_ATTEMPTS", "FOREMAN_JOB_TTL", "FOREMAN_BODY_MAX"]
+            [
+                "FOREMAN_ADDR",
+                "FOREMAN_MAX_ATTEMPTS",
+                "FOREMAN_JOB_TTL",
+                "FOREMAN_MAX_QUEUE",
+                "FOREMAN_MAX_WAIT",
+                "FOREMAN_HOLD",
+                "FOREMAN_PARALLEL",
+                "FOREMAN_BODY_MAX"
+            ]
         );
         assert_eq!(
             faults[1].to_string(),

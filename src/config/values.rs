@@ -116,6 +116,38 @@ pub(super) fn count(text: &str) -> Result<u64, String> {
     }
 }
 
+/// Whether a resident model is kept for a moment when nobody waits for it any more though others wait for another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HoldSetting {
+    /// As long as it pays by what was seen of its clients.
+    Auto,
+    /// Not at all.
+    Off,
+    /// For so long at most, above zero.
+    For(Duration),
+}
+
+/// A longer hold is a mistake in the unit: a swap away and back takes a minute or two.
+const HOLD_MAX: Duration = Duration::from_secs(60 * 60);
+
+pub(super) fn hold(text: &str) -> Result<HoldSetting, String> {
+    let setting = match text.to_ascii_lowercase().as_str() {
+        "auto" => Some(HoldSetting::Auto),
+        "off" => Some(HoldSetting::Off),
+        text => positive(text).ok().filter(|wait| *wait <= HOLD_MAX).map(HoldSetting::For),
+    };
+    setting.ok_or_else(|| "auto, off, or a duration above zero such as 5s, at most 1h".to_owned())
+}
+
+/// As many requests as Ollama works on at once with one model; it has one place for each (`OLLAMA_NUM_PARALLEL`), and each
+/// takes its share of the context's memory.
+const PARALLEL_MAX: usize = 64;
+
+pub(super) fn parallel(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|number| (1..=PARALLEL_MAX).contains(number));
+    number.ok_or_else(|| format!("a whole number from 1 to {PARALLEL_MAX}"))
+}
+
 pub(super) fn bytes(text: &str) -> Result<u64, String> {
     const ALLOWED: &str = "a size such as 64MiB, 4GiB or a number of bytes, at least 1KiB";
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
@@ -136,6 +168,24 @@ pub(super) fn bytes(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_hold_is_a_word_or_a_duration() {
+        assert_eq!(hold("Auto"), Ok(HoldSetting::Auto));
+        assert_eq!(hold("off"), Ok(HoldSetting::Off));
+        assert_eq!(hold("1500ms"), Ok(HoldSetting::For(Duration::from_millis(1_500))));
+        for text in ["", "on", "0", "0s", "-1", "2h"] {
+            assert!(hold(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn at_least_one_job_runs() {
+        assert_eq!((parallel("1"), parallel("64")), (Ok(1), Ok(64)));
+        for text in ["", "0", "65", "-1", "two"] {
+            assert_eq!(parallel(text).unwrap_err(), "a whole number from 1 to 64", "{text}");
+        }
+    }
 
     #[test]
     fn sizes_and_durations_have_units() {

@@ -1,6 +1,5 @@
 //! Accepts connections and serves them until the drain, then until the force.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +14,7 @@ use tokio::sync::Semaphore;
 use crate::shutdown::Tasks;
 
 use super::outflow::StallGuard;
+use super::whom::Peer;
 use super::{Edge, router};
 
 /// Connections at once: ten thousand waiting clients and room beside them. More wait in the system's backlog.
@@ -39,6 +39,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Serves until the drain begins. Connections that are open then end by themselves or with the force.
 pub async fn serve(edge: Arc<Edge>, listener: TcpListener) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut accepted_count = 0_u64;
     loop {
         let place = tokio::select! {
             place = Arc::clone(&places).acquire_owned() => place,
@@ -50,7 +51,9 @@ pub async fn serve(edge: Arc<Edge>, listener: TcpListener) {
             () = edge.tasks.draining() => return,
         };
         match accepted {
-            Ok((stream, peer)) => {
+            Ok((stream, address)) => {
+                accepted_count += 1;
+                let peer = Peer { address: address.ip(), connection: accepted_count };
                 let served = Arc::clone(&edge);
                 edge.tasks.spawn(async move {
                     connection(served, stream, peer).await;
@@ -65,7 +68,7 @@ pub async fn serve(edge: Arc<Edge>, listener: TcpListener) {
     }
 }
 
-async fn connection(edge: Arc<Edge>, stream: TcpStream, peer: SocketAddr) {
+async fn connection(edge: Arc<Edge>, stream: TcpStream, peer: Peer) {
     // Each chunk goes out as it comes: without this a token may wait 40 ms for an acknowledgement.
     if stream.set_nodelay(true).is_err() {
         return;
@@ -75,6 +78,7 @@ async fn connection(edge: Arc<Edge>, stream: TcpStream, peer: SocketAddr) {
     let outflow = stream.outflow();
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(outflow.clone());
+        request.extensions_mut().insert(peer);
         router::handle(Arc::clone(&edge), request)
     });
     let connection = http1::Builder::new()
@@ -96,7 +100,7 @@ async fn connection(edge: Arc<Edge>, stream: TcpStream, peer: SocketAddr) {
         }
     };
     if let Err(fault) = outcome {
-        tracing::debug!(http.peer = %peer, error = %fault, "connection ended");
+        tracing::debug!(http.peer = %peer.address, http.connection = peer.connection, error = %fault, "connection ended");
     }
 }
 

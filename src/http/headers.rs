@@ -10,8 +10,12 @@ use crate::store::HeaderList;
 /// Anthropic's clients authenticate with this.
 pub(super) const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
+/// Headers between clients and foreman begin with this.
+const FOREMANS: &str = "x-foreman-";
+
 /// Prepares a client's headers for the upstream. `Host` is set by the client of Ollama; `Origin` was judged here, and
-/// upstream it would look foreign beside that `Host`; `Expect` is answered by foreman's own server.
+/// upstream it would look foreign beside that `Host`; `Expect` is answered by foreman's own server; what is said to foreman
+/// (`x-foreman-priority`) is nobody else's business.
 ///
 /// Credentials that were for foreman stop here.
 pub(super) fn for_upstream(headers: &mut HeaderMap, credentials: Credentials) {
@@ -21,10 +25,24 @@ pub(super) fn for_upstream(headers: &mut HeaderMap, credentials: Credentials) {
     headers.remove(EXPECT);
     // hyper sets the length of what is really sent; a body that was cut is shorter than it was.
     headers.remove(CONTENT_LENGTH);
+    let foremans = |name: &&HeaderName| name.as_str().starts_with(FOREMANS);
+    let said: Vec<HeaderName> = headers.keys().filter(foremans).cloned().collect();
+    for name in said {
+        headers.remove(name);
+    }
     if credentials == Credentials::Foremans {
         headers.remove(AUTHORIZATION);
         headers.remove(X_API_KEY);
     }
+}
+
+/// The token a client sends: as a bearer, else as `x-api-key`.
+pub(super) fn token(headers: &HeaderMap) -> Option<&[u8]> {
+    let bearer = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes).and_then(|value| {
+        let (scheme, token) = value.split_at_checked("Bearer ".len())?;
+        scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token)
+    });
+    bearer.or_else(|| headers.get(X_API_KEY).map(HeaderValue::as_bytes))
 }
 
 /// Whose credentials a client's `Authorization` header holds.
@@ -70,6 +88,19 @@ mod tests {
         assert!(headers.is_empty());
         for_upstream(&mut open, Credentials::Upstreams);
         assert_eq!(open.len(), 1);
+    }
+
+    #[test]
+    fn what_is_said_to_foreman_does_not_go_upstream() {
+        let mut headers = HeaderMap::new();
+        for name in ["x-foreman-priority", "x-foreman-later", "x-forwarded-for", "x-foremanly"] {
+            headers.append(HeaderName::from_static(name), HeaderValue::from_static("1"));
+            headers.append(HeaderName::from_static(name), HeaderValue::from_static("2"));
+        }
+        for_upstream(&mut headers, Credentials::Upstreams);
+        let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["x-foremanly", "x-forwarded-for"]);
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod queued;
 mod records;
 mod router;
 mod status;
+mod whom;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};

@@ -22,6 +22,7 @@ use super::follow;
 use super::headers;
 use super::outflow::Outflow;
 use super::placement::{Place, Placement, place};
+use super::whom::{class, whom};
 use super::{Edge, Response, body, pass};
 
 /// When to try again after a full queue: about what a few short jobs take.
@@ -49,6 +50,13 @@ async fn serve(
         body::linger(edge, incoming);
         return Err(stopping("nothing was stored"));
     }
+    let class = match class(&parts.headers) {
+        Ok(class) => class,
+        Err(told) => {
+            body::linger(edge, incoming);
+            return Err(told);
+        }
+    };
     let read = body::read(edge, incoming, edge.config.body_max).await?;
     match place(edge, dialect, &parts.headers, &read.bytes).await {
         Placement::Forward(reason) => {
@@ -57,7 +65,7 @@ async fn serve(
         }
         Placement::Queue(place) => {
             let outflow = parts.extensions.get::<Outflow>().cloned().unwrap_or_default();
-            let waiter = admit(edge, dialect, parts, read, place).await?;
+            let waiter = admit(edge, dialect, parts, read, place, class).await?;
             wait(edge, dialect, waiter, outflow).await
         }
     }
@@ -70,10 +78,12 @@ async fn admit(
     mut parts: Parts,
     read: ReadBody,
     place: Place,
+    class: Class,
 ) -> Result<Waiter, Told> {
     let now_ms = edge.clock.now_ms();
     let id = JobId(Ulid::from_datetime(clock::system_time(now_ms)));
     let path_and_query = parts.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
+    let whom = whom(&parts, pass::credentials(edge));
     headers::for_upstream(&mut parts.headers, pass::credentials(edge));
     let job = NewJob {
         id,
@@ -81,8 +91,8 @@ async fn admit(
         kind: place.kind,
         lane: place.lane.to_string(),
         model: place.model,
-        class: Class::Interactive,
-        client: String::new(),
+        class,
+        client: whom.client.to_string(),
         is_streamed: place.is_streamed,
         path_and_query,
         headers: headers::to_list(&parts.headers),
@@ -93,7 +103,16 @@ async fn admit(
     let admission = edge.store.admit(job, edge.queue_limits(), now_ms).await;
     let refused = match admission {
         Ok(Admission::Admitted { seq }) => {
-            tracing::info!(job.id = %id, job.seq = seq, job.lane = %place.lane, job.dialect = dialect.name(), "job admitted");
+            tracing::info!(
+                job.id = %id,
+                job.seq = seq,
+                job.lane = %place.lane,
+                job.dialect = dialect.name(),
+                job.class = class.name(),
+                job.client = %whom.client,
+                http.connection = whom.connection,
+                "job admitted"
+            );
             edge.worker.wake();
             return Ok(waiter);
         }

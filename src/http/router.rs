@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, AUTHORIZATION, HOST, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
+use hyper::header::{ALLOW, HOST, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 use hyper::{Method, Request, Response as HttpResponse, StatusCode, Version};
 use subtle::ConstantTimeEq;
 
@@ -14,7 +14,7 @@ use crate::guard::Admission;
 use crate::ollama::client::empty_body;
 
 use super::error::Told;
-use super::headers::X_API_KEY;
+use super::headers::token;
 use super::{Edge, Response, body, embed, own, pass, queued};
 
 /// Serves one request. Never fails: every fault is an answer.
@@ -64,12 +64,7 @@ async fn admitted(edge: &Arc<Edge>, request: Request<Incoming>) -> Response {
 
 /// Compares in constant time, so that a wrong token tells nothing about the right one.
 fn is_authorised(headers: &HeaderMap, secret: &Secret) -> bool {
-    let bearer = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes).and_then(|value| {
-        let (scheme, token) = value.split_at_checked("Bearer ".len())?;
-        scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token)
-    });
-    let given = bearer.or_else(|| headers.get(X_API_KEY).map(HeaderValue::as_bytes));
-    given.is_some_and(|token| bool::from(token.ct_eq(secret.expose().as_bytes())))
+    token(headers).is_some_and(|token| bool::from(token.ct_eq(secret.expose().as_bytes())))
 }
 
 fn unauthorised(path: &str) -> Response {

@@ -20,6 +20,7 @@ mod equality;
 mod failure;
 mod leaving;
 mod pass;
+mod priority;
 mod queue;
 mod replay;
 mod status;
