@@ -98,6 +98,7 @@ async fn through_foreman() -> Fallible<Measured> {
     let raw = Raw {
         addr: given("127.0.0.1:0"),
         ollama_url: given(&stub.url()),
+        beside: given("off"),
         db: Some(folder.path().join("foreman.db").display().to_string()),
         ..Raw::default()
     };

@@ -13,6 +13,7 @@ pub mod domain;
 pub mod guard;
 pub mod http;
 pub mod ollama;
+pub mod replay;
 pub mod shutdown;
 pub mod store;
 pub mod worker;

@@ -12,6 +12,7 @@ const ROOMS: &[Room] = &[
     Room { name: "clock", may_import: &[], owns: &[] },
     Room { name: "shutdown", may_import: &[], owns: &["tokio_util::task"] },
     Room { name: "guard", may_import: &[], owns: &[] },
+    Room { name: "replay", may_import: &["domain"], owns: &[] },
     Room { name: "store", may_import: &["domain"], owns: &["rusqlite"] },
     Room { name: "ollama", may_import: &["domain"], owns: &["hyper_util::client"] },
     Room { name: "config", may_import: &["domain", "guard", "ollama"], owns: &["dirs"] },

@@ -22,7 +22,7 @@ use crate::ollama::inventory::{Inventory, Poller};
 use crate::ollama::residency::Residency;
 use crate::shutdown::Tasks;
 use crate::store::{Store, StoreError};
-use crate::worker::{Settings, Tools, Worker};
+use crate::worker::{Past, Settings, Tools, Worker};
 
 /// After the force, what has not ended by now is left behind.
 const FORCE_LIMIT: Duration = Duration::from_secs(5);
@@ -96,7 +96,11 @@ impl App {
             clock,
             tasks: Tasks::default(),
         };
-        let (worker, handle) = Worker::new(tools.clone(), settings(&config), config.answer_max);
+        let past = past(&tools.store)
+            .await
+            .map_err(|fault| StartError::Store { path: config.db.display().to_string(), fault })?;
+        let (worker, handle) =
+            Worker::new(tools.clone(), settings(&config), config.answer_max, &past);
         let hostname = gethostname::gethostname().to_string_lossy().into_owned();
         let guard = Guard::new(addr, hostname, &config.origins);
         let edge = Edge::new(config, tools, handle, guard);
@@ -189,8 +193,14 @@ fn open_store(config: &Config, clock: &Clock) -> Result<Store, StartError> {
     Ok(store)
 }
 
+/// What earlier runs left for this one.
+async fn past(store: &Store) -> Result<Past, StoreError> {
+    Ok(Past { learned: store.learned().await?, last_seq: store.opening_seq().await? })
+}
+
 fn settings(config: &Config) -> Settings {
     Settings {
+        policy: config.policy(),
         attempts_max: config.max_attempts,
         load_limit: config.load_limit,
         idle_limit: config.idle_limit,

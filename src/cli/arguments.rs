@@ -80,6 +80,9 @@ pub(super) struct Serve {
     /// Jobs of one model that run at once; Ollama must allow as many [default: 1]
     #[arg(long, env = "FOREMAN_PARALLEL", value_name = "N")]
     parallel: Option<String>,
+    /// Whether models are tried beside each other, and kept so where they fit [default: auto]
+    #[arg(long, env = "FOREMAN_BESIDE", value_name = "auto|off")]
+    beside: Option<String>,
     /// The largest request body of a queued or embed route [default: 128MiB]
     #[arg(long, env = "FOREMAN_BODY_MAX", value_name = "SIZE")]
     body_max: Option<String>,
@@ -143,6 +146,7 @@ impl Serve {
             max_wait: self.max_wait.clone(),
             hold: self.hold.clone(),
             parallel: self.parallel.clone(),
+            beside: self.beside.clone(),
             body_max: self.body_max.clone(),
             answer_max: self.answer_max.clone(),
             embed_parallel: self.embed_parallel.clone(),

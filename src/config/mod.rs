@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::domain::schedule::{Beside, Hold, Policy};
 use crate::ollama::url::UpstreamUrl;
 
 mod classes;
@@ -15,7 +16,7 @@ mod values;
 use classes::{max_queue, max_wait};
 pub use values::{HoldSetting, address};
 use values::{
-    attempts, bytes, count, database, duration, hold, keep_alive, model, origins, parallel,
+    attempts, beside, bytes, count, database, duration, hold, keep_alive, model, origins, parallel,
     positive, secret, upstream,
 };
 
@@ -63,6 +64,8 @@ pub struct Config {
     pub hold: HoldSetting,
     /// Jobs of one load key that may run at once; at least 1.
     pub parallel: usize,
+    /// Whether models are tried beside each other.
+    pub beside: Beside,
     /// The largest request body of a queued or embed route.
     pub body_max: u64,
     /// The largest answer.
@@ -131,6 +134,8 @@ pub struct Raw {
     pub hold: Option<String>,
     /// `FOREMAN_PARALLEL`
     pub parallel: Option<String>,
+    /// `FOREMAN_BESIDE`
+    pub beside: Option<String>,
     /// `FOREMAN_BODY_MAX`
     pub body_max: Option<String>,
     /// `FOREMAN_ANSWER_MAX`
@@ -190,6 +195,21 @@ impl Faults {
 }
 
 impl Config {
+    /// The rules of the scheduler.
+    pub fn policy(&self) -> Policy {
+        let millis = |wait: Duration| i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
+        Policy {
+            max_wait_ms: self.max_wait.map(millis),
+            hold: match self.hold {
+                HoldSetting::Auto => Hold::Auto,
+                HoldSetting::Off => Hold::Off,
+                HoldSetting::For(wait) => Hold::Fixed { ms: millis(wait) },
+            },
+            parallel: self.parallel,
+            beside: self.beside,
+        }
+    }
+
     /// Checks what was typed.
     ///
     /// # Errors
@@ -230,6 +250,7 @@ fn read(raw: &Raw, faults: &mut Faults) -> Option<Config> {
     let parallel = faults.read("FOREMAN_PARALLEL", raw.parallel.as_ref(), "1", parallel);
     let body_max = faults.read("FOREMAN_BODY_MAX", raw.body_max.as_ref(), "128MiB", bytes);
     let answer_max = faults.read("FOREMAN_ANSWER_MAX", raw.answer_max.as_ref(), "256MiB", bytes);
+    let beside = faults.read("FOREMAN_BESIDE", raw.beside.as_ref(), "auto", beside);
     let embeds = faults.read("FOREMAN_EMBED_PARALLEL", raw.embed_parallel.as_ref(), "64", count);
     let load_limit = faults.read("FOREMAN_LOAD_LIMIT", raw.load_limit.as_ref(), "10m", positive);
     let idle_limit = faults.read("FOREMAN_IDLE_LIMIT", raw.idle_limit.as_ref(), "10m", positive);
@@ -253,6 +274,7 @@ fn read(raw: &Raw, faults: &mut Faults) -> Option<Config> {
         max_wait: wait?,
         hold: hold?,
         parallel: parallel?,
+        beside: beside?,
         body_max: body_max?,
         answer_max: answer_max?,
         embed_parallel: usize::try_from(embeds?).unwrap_or(usize::MAX).min(EMBED_PARALLEL_MAX),

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::domain::model::ModelName;
+use crate::domain::schedule::Beside;
 use crate::guard::check_origins;
 use crate::ollama::url::{Scheme, UpstreamUrl};
 use crate::ollama::wire::keep_alive::{KeepAlive, parse_environment};
@@ -137,6 +138,14 @@ pub(super) fn hold(text: &str) -> Result<HoldSetting, String> {
         text => positive(text).ok().filter(|wait| *wait <= HOLD_MAX).map(HoldSetting::For),
     };
     setting.ok_or_else(|| "auto, off, or a duration above zero such as 5s, at most 1h".to_owned())
+}
+
+pub(super) fn beside(text: &str) -> Result<Beside, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "auto" => Ok(Beside::Auto),
+        "off" => Ok(Beside::Off),
+        _ => Err("auto or off".to_owned()),
+    }
 }
 
 /// As many requests as Ollama works on at once with one model; it has one place for each (`OLLAMA_NUM_PARALLEL`), and each

@@ -6,6 +6,7 @@
 pub mod bound;
 pub mod dialect;
 pub mod job;
+pub mod learning;
 pub mod model;
 pub mod retry;
 pub mod route;

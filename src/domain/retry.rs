@@ -28,6 +28,8 @@ pub enum Fault {
     Told(Told),
     /// Nothing came for longer than the idle limit.
     Silent,
+    /// The upstream was stuck while it loaded, and had to be freed: no job is to blame for that.
+    Wedged,
     /// The answer grew beyond the limit for answers.
     TooLong,
     /// Foreman's own disk could not keep the answer.
@@ -94,7 +96,7 @@ pub fn judge(
         Fault::Told(Told::Busy) if counters.deferrals < DEFERRALS_MAX => {
             Verdict::Again(Charge::Deferral)
         }
-        Fault::UpstreamDied if counters.interruptions < INTERRUPTIONS_MAX => {
+        Fault::UpstreamDied | Fault::Wedged if counters.interruptions < INTERRUPTIONS_MAX => {
             Verdict::Again(Charge::Interruption)
         }
         Fault::Cut | Fault::Truncated | Fault::Silent | Fault::Told(Told::Passing)
@@ -103,6 +105,7 @@ pub fn judge(
             Verdict::Again(Charge::Attempt)
         }
         Fault::UpstreamDied
+        | Fault::Wedged
         | Fault::Cut
         | Fault::Truncated
         | Fault::Silent

@@ -12,7 +12,6 @@ use tokio::sync::{OwnedSemaphorePermit, TryAcquireError};
 use crate::domain::dialect::Dialect;
 use crate::domain::model::ModelName;
 use crate::ollama::client::full_body;
-use crate::ollama::residency::ForeignLoad;
 use crate::ollama::wire::cut::without_keep_alive;
 use crate::ollama::wire::peek::{Peek, Shape, peek};
 
@@ -40,20 +39,16 @@ async fn relay(
     let (parts, incoming) = request.into_parts();
     let read = body::read(edge, incoming, edge.config.body_max).await?;
     let place = place(edge).await?;
-    let mut load = None;
     let bytes = match peek(shape(dialect), &read.bytes) {
         Peek::Request(request) => {
-            load = foreign_load(edge, &request.model);
+            if let Some(model) = not_resident(edge, &request.model) {
+                edge.worker.load_for_embeds(model).await;
+            }
             without_keep_alive(read.bytes.clone(), &request.keep_alive_members)
         }
         Peek::Refused(_) => read.bytes.clone(),
     };
     let answer = pass::send(edge, parts, full_body(bytes)).await;
-    if load.take().is_some() {
-        // What it pushed out is asked about now, also while nothing waits.
-        edge.residency.doubt();
-        edge.worker.wake();
-    }
     Ok(relayed(answer?, (place, read)))
 }
 
@@ -65,12 +60,12 @@ fn shape(dialect: Dialect) -> Shape {
     }
 }
 
-/// An embed for a model that is not in memory makes Ollama load it, perhaps in the place of the worker's model. One for a
-/// model that is not installed loads nothing.
-fn foreign_load(edge: &Edge, model: &str) -> Option<ForeignLoad> {
+/// The model of an embed, if it has to be loaded first. Left to the embed, Ollama would choose what makes room for it. One
+/// that is not installed loads nothing, and while the upstream is away nobody knows.
+fn not_resident(edge: &Edge, model: &str) -> Option<ModelName> {
     let name = ModelName::parse(model).ok()?.name;
-    let is_installed = edge.inventory.find(&name).is_some();
-    (is_installed && !edge.residency.holds(&name)).then(|| edge.residency.begin_foreign_load())
+    let is_installed = edge.inventory.find(&name).is_some_and(|entry| !entry.is_remote);
+    (is_installed && edge.health.is_up() && !edge.residency.holds(&name)).then_some(name)
 }
 
 async fn place(edge: &Edge) -> Result<OwnedSemaphorePermit, Told> {

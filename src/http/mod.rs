@@ -20,6 +20,7 @@ mod router;
 mod status;
 mod whom;
 
+use std::hash::RandomState;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
@@ -67,6 +68,8 @@ pub struct Edge {
     pub instance: String,
     /// Set when the upstream turned out to be this daemon itself.
     pub is_misled: AtomicBool,
+    /// The keys of the hashes of conversations: new for each process, so that no client can make its own collide.
+    chain_keys: RandomState,
     /// Embeds in flight.
     embeds: Arc<Semaphore>,
     /// Embeds that wait for a place.
@@ -84,6 +87,7 @@ impl Edge {
             started_at_ms: tools.clock.now_ms(),
             instance: ulid::Ulid::generate().to_string(),
             is_misled: AtomicBool::new(false),
+            chain_keys: RandomState::new(),
             embeds: Arc::new(Semaphore::new(config.embed_parallel)),
             embeds_waiting: AtomicU64::new(0),
             status_places: Semaphore::new(own::STATUS_AT_ONCE),
@@ -105,7 +109,7 @@ impl Edge {
         QueueLimits {
             jobs_max: self.config.max_queue,
             bytes_max: self.config.max_queue_bytes,
-            class_max: [None; 3],
+            class_max: self.config.class_max,
         }
     }
 }

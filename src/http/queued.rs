@@ -13,7 +13,9 @@ use ulid::Ulid;
 use crate::clock;
 use crate::domain::dialect::Dialect;
 use crate::domain::job::{Class, JobId};
+use crate::ollama::wire::chain::chain;
 use crate::store::{Admission, Cancellation, NewJob, QueueLimit, StoreError};
+use crate::worker::Arrival;
 use crate::worker::output::{Opening, Output, Refusal};
 
 use super::body::ReadBody;
@@ -113,7 +115,9 @@ async fn admit(
                 http.connection = whom.connection,
                 "job admitted"
             );
-            edge.worker.wake();
+            let chain = chain(dialect, &read.bytes, &edge.chain_keys);
+            let arrival = Arrival { id, seq, lane: &place.lane, whom, chain: &chain };
+            edge.worker.arrived(&arrival, edge.clock.now_ms());
             return Ok(waiter);
         }
         Ok(Admission::Full { jobs, limit }) => queue_full(jobs, limit),
@@ -229,7 +233,7 @@ impl Drop for Waiter {
             match edge.store.cancel_waiting(id, edge.clock.now_ms()).await {
                 Ok(Cancellation::Cancelled) => {
                     tracing::info!(job.id = %id, "job cancelled, its client left while it waited");
-                    edge.worker.count_cancelled();
+                    edge.worker.cancelled(id);
                     edge.worker.outputs().forget(id);
                 }
                 // The worker sees the abandoned output, and forgets it in the end.

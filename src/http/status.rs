@@ -5,11 +5,15 @@ use std::sync::atomic::Ordering;
 use serde_json::{Value, json};
 
 use crate::clock::rfc3339;
-use crate::domain::schedule::{Board, Lane, LaneHead, service_order};
+use crate::domain::bound::{Window, lower_bound};
+use crate::domain::job::Class;
 use crate::ollama::health::Upstream;
 use crate::store::{LaneSummary, OpenJob, StoreError};
 
 use super::Edge;
+
+/// Jobs that ran by which the loads are judged.
+const JOBS_JUDGED_MAX: usize = 1_000;
 
 /// Waiting jobs listed one by one; the lanes count them all.
 const JOBS_LISTED_MAX: usize = 100;
@@ -19,7 +23,10 @@ pub(super) async fn status(edge: &Edge) -> Result<Value, StoreError> {
     let overview = edge.store.overview(JOBS_LISTED_MAX).await?;
     let now_ms = edge.clock.now_ms();
     let depth: u64 = overview.lanes.iter().map(|lane| lane.depth).sum();
-    let order = order(edge, &overview.lanes);
+    let waiting_lanes = edge.store.waiting_lanes(now_ms).await?;
+    let policy = edge.config.policy();
+    let held = edge.residency.held();
+    let order = edge.worker.service_order(now_ms, &waiting_lanes, &held, &edge.inventory, &policy);
     Ok(json!({
         "service": "foreman",
         "version": env!("CARGO_PKG_VERSION"),
@@ -35,6 +42,8 @@ pub(super) async fn status(edge: &Edge) -> Result<Value, StoreError> {
             "jobs": waiting(&overview.waiting, &order, now_ms),
         },
         "since_start": edge.worker.counts().as_json(),
+        "loads": loads(edge).await?,
+        "scheduler": edge.worker.explanation(),
         "embeds": {
             "in_flight": edge.config.embed_parallel - edge.embeds.available_permits().min(edge.config.embed_parallel),
             "waiting": edge.embeds_waiting.load(Ordering::Relaxed),
@@ -94,13 +103,36 @@ fn running(edge: &Edge, job: &OpenJob, now_ms: i64) -> Value {
     })
 }
 
-/// The lanes in the order in which they would be served.
-fn order(edge: &Edge, lanes: &[LaneSummary]) -> Vec<String> {
-    let heads = lanes.iter().filter_map(|lane| {
-        Some(LaneHead { lane: Lane::from_text(&lane.lane)?, oldest_seq: lane.oldest_seq })
-    });
-    let board = Board { lanes: heads.collect(), resident: edge.residency.board() };
-    service_order(&board).iter().map(ToString::to_string).collect()
+/// How near the last jobs came to the fewest loads possible. The bound holds for schedules that start each job within its
+/// longest wait; some of these may have been late.
+async fn loads(edge: &Edge) -> Result<Value, StoreError> {
+    let jobs = edge.store.finished_jobs(JOBS_JUDGED_MAX).await?;
+    let policy = edge.config.policy();
+    let windows: Vec<Window<&str>> = jobs
+        .iter()
+        .map(|job| Window {
+            key: job.lane.as_str(),
+            from_ms: job.ready_at_ms,
+            until_ms: policy.due_at_ms(job.class, job.ready_at_ms),
+        })
+        .collect();
+    let late =
+        jobs.iter().zip(&windows).filter(|(job, window)| job.working_at_ms > window.until_ms);
+    let (loads, late) = (jobs.iter().filter(|job| job.load_ms.is_some()).count(), late.count());
+    let slots = edge.residency.held().iter().filter(|held| !held.is_embedder).count().max(1);
+    let bound = lower_bound(&windows, slots);
+    Ok(json!({
+        "jobs": jobs.len(),
+        "loads": loads,
+        "bound": bound,
+        "ratio": if bound == 0 { Value::Null } else { json!(ratio(loads, bound)) },
+        "late": late,
+    }))
+}
+
+/// To two places.
+fn ratio(loads: usize, bound: u64) -> f64 {
+    (100.0 * loads as f64 / bound as f64).round() / 100.0
 }
 
 fn lanes(lanes: &[LaneSummary], order: &[String], now_ms: i64) -> Vec<Value> {
@@ -116,9 +148,17 @@ fn lanes(lanes: &[LaneSummary], order: &[String], now_ms: i64) -> Vec<Value> {
                 "depth": lane.depth,
                 "delayed": lane.delayed,
                 "oldest_age_ms": (now_ms - lane.oldest_at_ms).max(0),
+                "by_class": by_class(lane),
             })
         })
         .collect()
+}
+
+fn by_class(lane: &LaneSummary) -> Value {
+    let depth = |class: &Class| {
+        lane.by_class.iter().find(|(other, _)| other == class).map_or(0, |(_, depth)| *depth)
+    };
+    Class::ALL.iter().map(|class| (class.name().to_owned(), json!(depth(class)))).collect()
 }
 
 fn waiting(jobs: &[OpenJob], order: &[String], now_ms: i64) -> Vec<Value> {
@@ -134,6 +174,7 @@ fn waiting(jobs: &[OpenJob], order: &[String], now_ms: i64) -> Vec<Value> {
                 "lane": job.lane,
                 "model": job.model,
                 "dialect": job.dialect,
+                "class": job.class,
                 "age_ms": (now_ms - job.created_at_ms).max(0),
                 "attempts": job.attempts,
                 "not_before": (job.not_before_ms > now_ms).then(|| rfc3339(job.not_before_ms)),

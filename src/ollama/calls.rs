@@ -50,6 +50,15 @@ impl Reply {
     }
 }
 
+/// How long a model that foreman loads for embeds stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stay {
+    /// For ever: it is the configured embedder.
+    Pinned,
+    /// As long as Ollama keeps a model by itself after its last use.
+    Usual,
+}
+
 /// One entry of `/api/ps`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PsModel {
@@ -79,6 +88,8 @@ pub struct TagsModel {
     pub capabilities: Option<Vec<String>>,
     /// Whether it runs in a cloud: then it never touches the GPU.
     pub is_remote: bool,
+    /// The size of its weights in bytes, where told.
+    pub size_bytes: Option<i64>,
 }
 
 impl Ollama {
@@ -147,12 +158,21 @@ impl Ollama {
         self.post("/api/generate", &load_body(name, key), limit).await
     }
 
-    /// Makes an embedding model resident and pins it: an embed request without input.
+    /// Makes an embedding model resident: an embed request without input.
     ///
     /// # Errors
     /// Any [`SendError`]. An HTTP error is a [`Reply`], not an error.
-    pub async fn load_embedder(&self, name: &str, limit: Duration) -> Result<Reply, SendError> {
-        self.post("/api/embed", &json!({ "model": name, "keep_alive": -1 }), limit).await
+    pub async fn load_embedder(
+        &self,
+        name: &str,
+        stay: Stay,
+        limit: Duration,
+    ) -> Result<Reply, SendError> {
+        let body = match stay {
+            Stay::Pinned => json!({ "model": name, "keep_alive": -1 }),
+            Stay::Usual => json!({ "model": name }),
+        };
+        self.post("/api/embed", &body, limit).await
     }
 
     /// Asks Ollama to unload a model. It answers at once; the runner dies when its users are done.
@@ -273,6 +293,7 @@ fn tags_model(entry: &Value) -> Option<TagsModel> {
         family: entry["details"]["family"].as_str().unwrap_or_default().to_owned(),
         capabilities: texts(&entry["capabilities"]),
         is_remote,
+        size_bytes: entry["size"].as_i64(),
     })
 }
 

@@ -48,6 +48,14 @@ impl Store {
         self.read(move |tx| waiting_lanes(tx, now_ms)).await
     }
 
+    /// The last arrival number given out before the database was opened.
+    ///
+    /// # Errors
+    /// Any of the store's.
+    pub async fn opening_seq(&self) -> Result<i64, StoreError> {
+        self.read(|tx| opening(tx)).await
+    }
+
     /// When the next job that waits for a retry becomes ready.
     ///
     /// # Errors

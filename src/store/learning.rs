@@ -26,6 +26,9 @@ const GAP_UNUSED_MS_MAX: i64 = 30 * 24 * 60 * 60 * 1_000;
 /// Sets of models of which it is kept whether they fit: the pairs of 45 models.
 const FITS_MAX: u32 = 1_000;
 
+/// What was learned, by name.
+type ByName = Vec<(String, Vec<Option<i64>>)>;
+
 /// All that was learned.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Learned {
@@ -174,10 +177,7 @@ fn learned(tx: &Transaction<'_>) -> Result<Learned, StoreError> {
     Ok(Learned { load_times, gaps: series(tx, &GAPS)?, fits })
 }
 
-fn series(
-    tx: &Transaction<'_>,
-    series: &Series,
-) -> Result<Vec<(String, Vec<Option<i64>>)>, StoreError> {
+fn series(tx: &Transaction<'_>, series: &Series) -> Result<ByName, StoreError> {
     let sql = format!("SELECT name, recent FROM {} ORDER BY at_ms, name", series.table);
     let mut statement = tx.prepare_cached(&sql)?;
     let found = statement.query_map([], |row| {

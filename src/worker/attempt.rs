@@ -30,7 +30,7 @@ use super::answer_kind::answer_kind;
 use super::conclude::Conclusion;
 use super::output::{Head, KeepError, Output, Timings};
 use super::run::waited_ms;
-use super::{Worker, brief};
+use super::{Hands, brief};
 
 /// An error answer is read up to here for its text; Ollama's are a sentence.
 const ERROR_BYTES_MAX: u64 = 1024 * 1024;
@@ -53,7 +53,7 @@ const LISTED_PATIENCE: u32 = 6;
 /// used again.
 const FRAMING_LIMIT: Duration = Duration::from_secs(1);
 
-impl Worker {
+impl Hands {
     /// Runs a claimed job once. `load_ms` is what making its key resident took.
     ///
     /// Ends early when the output is abandoned (the upstream connection is closed, which is how Ollama is told), or when

@@ -5,12 +5,17 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use crate::clock;
-use crate::domain::model::{LoadKey, ModelName};
+use crate::domain::learning::Trials;
+use crate::domain::model::{LoadKey, ModelName, RunnerOptions};
+use crate::domain::schedule::{Beside, Reason};
+use crate::ollama::calls::Stay;
 use crate::ollama::client::SendError;
 use crate::ollama::residency::Entry;
 
+use super::mind::Installed;
 use super::run::later;
-use super::{Worker, brief};
+use super::watch::{LOAD_MAX, Watched};
+use super::{Hands, Worker, brief};
 
 /// Pause before an idle model that would not go is asked again.
 const RELEASE_PAUSE: Duration = Duration::from_secs(30);
@@ -44,6 +49,13 @@ async fn hold_for(asker: oneshot::Sender<BorderHold>) {
 pub(super) enum Chore {
     /// Make the configured embedder resident and pin it.
     Warm,
+    /// Make a model resident that embeds wait for.
+    Embed {
+        /// Which.
+        model: ModelName,
+        /// Dropped when it is resident, or cannot be.
+        done: oneshot::Sender<()>,
+    },
     /// Unload a model.
     Release {
         /// Which.
@@ -57,18 +69,28 @@ impl Worker {
     /// Does what was asked for, in order.
     pub(super) async fn do_chores(&mut self) {
         while let Ok(chore) = self.chores.try_recv() {
+            let hands = &self.hands;
             match chore {
-                Chore::Warm => self.warm().await,
+                Chore::Warm => hands.warm().await,
+                Chore::Embed { model, done } => {
+                    if !done.is_closed() {
+                        hands.load_for_embeds(&model).await;
+                    }
+                    // Whoever asked may have left meanwhile.
+                    drop(done);
+                }
                 Chore::Release { model, done } => {
-                    if self.tools.residency.holds(&model) && !done.is_closed() {
-                        self.unload_beside_jobs(&model).await;
+                    if hands.tools.residency.holds(&model) && !done.is_closed() {
+                        hands.unload_beside_jobs(&model).await;
                     }
                     hold_for(done).await;
                 }
             }
         }
     }
+}
 
+impl Hands {
     /// The canonical name of the configured embedder.
     pub(super) fn embedder(&self) -> Option<ModelName> {
         let name = self.settings.embed_model.as_deref()?;
@@ -76,30 +98,83 @@ impl Worker {
     }
 
     async fn warm(&self) {
-        let Some(name) = &self.settings.embed_model else { return };
-        // The pin must not meet a model that is being pushed out for an embed of another client's.
-        let none = self.tools.residency.no_foreign_loads(self.given_up_load);
-        if tokio::time::timeout(self.settings.load_limit, none).await.is_err() {
-            tracing::warn!(
-                "an embed of a model that is not resident does not end; warming all the same"
-            );
+        let Some(name) = self.embedder() else { return };
+        self.load_embedder(&name, Stay::Pinned).await;
+        self.tools.residency.doubt();
+    }
+
+    /// Makes a model resident that embeds wait for, unless it is meanwhile. What cannot be loaded is left to the embeds
+    /// themselves: Ollama tells them why.
+    async fn load_for_embeds(&self, model: &ModelName) {
+        if self.tools.residency.holds(model) {
+            return;
         }
-        match self.tools.ollama.load_embedder(name, self.settings.load_limit).await {
-            Ok(reply) if reply.status == 200 => {
-                tracing::info!(model.name = %name, "the embedding model is warm");
+        let key = LoadKey::new(model.clone(), RunnerOptions::default());
+        let held = self.tools.residency.held();
+        let trials = match (self.is_embedder(model), self.settings.policy.beside) {
+            (true, _) => Trials::All,
+            (false, Beside::Auto) => Trials::One,
+            (false, Beside::Off) => Trials::Alone,
+        };
+        let installed = Installed(&self.tools.inventory);
+        let victims = self.handle.mind().victims(&key, &held, &installed, trials);
+        if !self.is_embedder(model) {
+            // A model that also generates is the worker's like any other.
+            if self.swap(&victims, &key, Reason::Embed).await.is_err() {
+                tracing::warn!(model.name = %model, "a model that embeds wait for could not be loaded");
             }
-            Ok(reply) => {
+            return;
+        }
+        for victim in &victims {
+            self.unload_beside_jobs(victim).await;
+        }
+        let is_configured =
+            self.embedder().is_some_and(|name| self.tools.inventory.is_same(&name, model));
+        let stay = if is_configured { Stay::Pinned } else { Stay::Usual };
+        self.tools.residency.set_loading(Some(model));
+        self.load_embedder(model, stay).await;
+        self.tools.residency.set_loading(None);
+        self.learn_beside_embedder(model).await;
+    }
+
+    async fn load_embedder(&self, model: &ModelName, stay: Stay) {
+        let entry = self.tools.inventory.find(model);
+        let name = entry.map_or_else(|| model.to_string(), |entry| entry.display);
+        let began_ms = self.now_ms();
+        let loading = self.tools.ollama.load_embedder(&name, stay, LOAD_MAX);
+        let reply = tokio::select! {
+            reply = self.watch(loading) => reply,
+            () = self.tools.tasks.forced() => return,
+        };
+        match reply {
+            Watched::Ended(Ok(reply)) if reply.status == 200 => {
+                tracing::info!(model.name = %name, load.ms = self.now_ms() - began_ms, "the embedding model is warm");
+            }
+            Watched::Ended(Ok(reply)) => {
                 tracing::warn!(model.name = %name, upstream.status = reply.status, upstream.error = %brief(&reply.error_text()),
                     "the embedding model could not be warmed");
             }
-            Err(fault) => {
+            Watched::Ended(Err(fault)) => {
                 tracing::warn!(model.name = %name, upstream.error = %fault, "the embedding model could not be warmed");
                 if let SendError::Unreachable { .. } = fault {
                     self.tools.health.lost(&fault.to_string(), self.now_ms());
                 }
             }
+            Watched::Wedged => self.unwedge(&name).await,
         }
+    }
+
+    /// After an embedder was loaded beside worker models: asks what is left of them.
+    async fn learn_beside_embedder(&self, model: &ModelName) {
+        let key = LoadKey::new(model.clone(), RunnerOptions::default());
+        let kept = self.workers_resident();
+        self.see_what_went(&key, &kept).await;
         self.tools.residency.doubt();
+        let asked = self.tools.residency.asking();
+        if let Ok(ps) = self.tools.inventory.ps(&self.tools.ollama).await {
+            let is_embedder = |model: &_| self.is_embedder(model);
+            self.tools.residency.reconcile(asked, &ps, is_embedder, self.now_ms());
+        }
     }
 
     /// Unloads what has been idle for too long, or was to go as soon as nobody waits for it.

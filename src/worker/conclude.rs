@@ -14,7 +14,7 @@ use super::delay::{chance, delay};
 use super::handle::add;
 use super::output::{End, Output, Refusal};
 use super::run::later;
-use super::{Tools, Worker, WorkerHandle, brief};
+use super::{Hands, Tools, WorkerHandle, brief};
 
 /// Pause between tries to write an outcome: it must be written, and a full disk may get room.
 const WRITE_PAUSE: Duration = Duration::from_secs(1);
@@ -72,7 +72,7 @@ impl Conclusion {
     }
 }
 
-impl Worker {
+impl Hands {
     /// Judges an attempt and sees to its consequences. Returns as soon as the worker may go on.
     pub(super) async fn conclude(&self, claim: Claim, output: Arc<Output>, conclusion: Conclusion) {
         match conclusion {

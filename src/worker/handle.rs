@@ -6,18 +6,28 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde_json::{Value, json};
 use tokio::sync::{Notify, mpsc, oneshot};
 
+use crate::domain::job::JobId;
+use crate::domain::learning::Held;
 use crate::domain::model::ModelName;
+use crate::domain::schedule::{Policy, service_order};
+use crate::ollama::inventory::Inventory;
+use crate::shutdown::Tasks;
+use crate::store::{Store, WaitingLane};
 
 use super::border::{BorderHold, Chore};
+use super::mind::{Arrival, Installed, Mind};
 use super::outputs::Outputs;
 
 /// The worker, from outside. Clones share everything.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct WorkerHandle {
     outputs: Arc<Outputs>,
     wake: Arc<Notify>,
     counts: Arc<Counts>,
     chores: mpsc::Sender<Chore>,
+    mind: Mind,
+    store: Store,
+    tasks: Tasks,
 }
 
 /// What happened since the daemon started.
@@ -27,6 +37,8 @@ pub struct Counts {
     pub loads: AtomicU64,
     /// Loads that pushed another worker model out.
     pub swaps: AtomicU64,
+    /// Times the upstream was stuck in a load and had to be freed.
+    pub wedges: AtomicU64,
     /// Keys that went away though foreman did not unload them.
     pub external_unloads: AtomicU64,
     /// Jobs done.
@@ -46,6 +58,7 @@ impl Counts {
         json!({
             "loads": read(&self.loads),
             "swaps": read(&self.swaps),
+            "wedges": read(&self.wedges),
             "external_unloads": read(&self.external_unloads),
             "done": read(&self.done),
             "failed": read(&self.failed),
@@ -61,8 +74,62 @@ pub(super) fn add(count: &AtomicU64) {
 }
 
 impl WorkerHandle {
-    pub(super) fn new(outputs: Arc<Outputs>, chores: mpsc::Sender<Chore>) -> WorkerHandle {
-        WorkerHandle { outputs, wake: Arc::default(), counts: Arc::default(), chores }
+    pub(super) fn new(
+        outputs: Arc<Outputs>,
+        chores: mpsc::Sender<Chore>,
+        mind: Mind,
+        store: Store,
+        tasks: Tasks,
+    ) -> WorkerHandle {
+        let (wake, counts) = (Arc::default(), Arc::default());
+        WorkerHandle { outputs, wake, counts, chores, mind, store, tasks }
+    }
+
+    /// What was learned.
+    pub(super) fn mind(&self) -> &Mind {
+        &self.mind
+    }
+
+    /// Tells the worker of a job that was admitted: who asked and what it follows on is taken in, and the worker woken.
+    pub fn arrived(&self, arrival: &Arrival<'_>, now_ms: i64) {
+        if let Some((group, gap_ms)) = self.mind.arrived(arrival, now_ms) {
+            let store = self.store.clone();
+            self.tasks.spawn(async move {
+                if let Err(fault) = store.keep_gap(group, gap_ms, now_ms).await {
+                    tracing::debug!(db.error = %fault, "a gap that was learned is not kept");
+                }
+            });
+        }
+        self.wake();
+    }
+
+    /// The lanes in the order in which they would be served if nothing else arrived.
+    pub fn service_order(
+        &self,
+        now_ms: i64,
+        waiting: &[WaitingLane],
+        held: &[Held],
+        inventory: &Inventory,
+        policy: &Policy,
+    ) -> Vec<String> {
+        let waiting: Vec<_> = waiting.iter().filter_map(super::look::ready).collect();
+        let board = self.mind.board(now_ms, &waiting, held, &Installed(inventory), policy);
+        service_order(&board).iter().map(ToString::to_string).collect()
+    }
+
+    /// The last decisions and the holds, for the status document.
+    pub fn explanation(&self) -> Value {
+        self.mind.as_json()
+    }
+
+    /// Has a model that embeds wait for made resident at the next job border. Returns when that was done, or could not be.
+    pub async fn load_for_embeds(&self, model: ModelName) {
+        let (done, finished) = oneshot::channel();
+        if self.chores.send(Chore::Embed { model, done }).await.is_ok() {
+            self.wake();
+            // It is never sent, only dropped.
+            drop(finished.await);
+        }
     }
 
     /// The outputs of open jobs.
@@ -85,9 +152,10 @@ impl WorkerHandle {
         Arc::clone(&self.wake)
     }
 
-    /// Counts a job that was cancelled before the worker saw it.
-    pub fn count_cancelled(&self) {
+    /// Takes note of a job that was cancelled before the worker saw it.
+    pub fn cancelled(&self, id: JobId) {
         add(&self.counts.cancelled);
+        self.mind.gave_up(id);
     }
 
     /// Has a model unloaded at the next job border; returns when that was done, or could not be. Nothing is dispatched

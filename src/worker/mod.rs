@@ -1,18 +1,22 @@
-//! The only room that gives Ollama GPU work: one loop that decides, swaps and runs, one job at a time.
+//! The only room that gives Ollama GPU work: one loop that decides and swaps, and the jobs in flight that it started.
 //!
 //! Everything that changes what Ollama holds in memory happens here, at a *border* between jobs, with nothing in flight:
-//! swaps, clients' unloads, the warming of the embedder, the release of idle models.
+//! swaps, clients' unloads, the loading of embedders, the release of idle models.
 
 mod answer_kind;
 mod attempt;
 mod border;
 mod conclude;
 mod delay;
+mod flight;
 mod handle;
+mod look;
+mod mind;
 pub mod output;
 mod outputs;
 mod run;
 mod swap;
+mod watch;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,18 +24,21 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use crate::clock::Clock;
+use crate::domain::schedule::{Lane, Policy};
 use crate::ollama::client::Ollama;
 use crate::ollama::health::Health;
 use crate::ollama::inventory::Inventory;
 use crate::ollama::residency::Residency;
 use crate::shutdown::Tasks;
-use crate::store::Store;
+use crate::store::{Learned, Store};
 
 pub use border::BorderHold;
 use border::Chore;
 pub use handle::{Counts, WorkerHandle};
+pub use mind::Arrival;
+use mind::Mind;
 
-/// Chores that may wait for a border. Each is a person's delete or a reconnect.
+/// Chores that may wait for a border. Each is a person's delete, a reconnect, or an embed whose model is not resident.
 const CHORES_MAX: usize = 256;
 
 /// What the worker is told by the configuration.
@@ -39,7 +46,7 @@ const CHORES_MAX: usize = 256;
 pub struct Settings {
     /// Tries per job.
     pub attempts_max: u32,
-    /// The longest a load may take.
+    /// The longest a load may take without anything changing in the upstream's memory.
     pub load_limit: Duration,
     /// The longest silence inside an answer.
     pub idle_limit: Duration,
@@ -49,6 +56,8 @@ pub struct Settings {
     pub keep_alive: Option<Duration>,
     /// The embedding model to keep warm.
     pub embed_model: Option<String>,
+    /// The rules of the scheduler.
+    pub policy: Policy,
 }
 
 /// What the worker works with.
@@ -70,20 +79,37 @@ pub struct Tools {
     pub tasks: Tasks,
 }
 
+/// What an earlier run left behind.
+#[derive(Debug, Default)]
+pub struct Past {
+    /// What it had learned.
+    pub learned: Learned,
+    /// The last arrival number it gave out.
+    pub last_seq: i64,
+}
+
 /// The one worker. [`Worker::run`] consumes it.
 pub struct Worker {
-    tools: Tools,
-    settings: Settings,
-    handle: WorkerHandle,
+    hands: Hands,
     chores: mpsc::Receiver<Chore>,
     /// The outages of the upstream up to which its memory was asked about.
     outages_seen: u64,
     /// When ps was last asked.
     ps_at_ms: i64,
-    /// The tickets up to which embeds that load by themselves are not waited for any more, so that one that hangs is waited
-    /// for once: before a load of foreman's own, and before a job on a resident key.
-    given_up_load: u64,
-    passed_load: u64,
+    /// When somebody else's loads were last warned about.
+    warned_at_ms: i64,
+    /// The jobs in flight, by arrival number.
+    in_flight: Vec<(i64, Lane)>,
+    landed: mpsc::Receiver<i64>,
+    landing: mpsc::Sender<i64>,
+}
+
+/// What the loop shares with the jobs in flight.
+#[derive(Clone)]
+pub(crate) struct Hands {
+    tools: Tools,
+    settings: Arc<Settings>,
+    handle: WorkerHandle,
 }
 
 /// Log lines carry this much of an error text of the upstream's: a sentence, not an echoed prompt.
@@ -96,24 +122,41 @@ fn brief(text: &str) -> String {
 
 impl Worker {
     /// A worker that has not begun, and the handle others talk to it by.
-    pub fn new(tools: Tools, settings: Settings, answer_bytes_max: u64) -> (Worker, WorkerHandle) {
+    pub fn new(
+        tools: Tools,
+        settings: Settings,
+        answer_bytes_max: u64,
+        past: &Past,
+    ) -> (Worker, WorkerHandle) {
         let (chore_sender, chores) = mpsc::channel(CHORES_MAX);
+        // Each job in flight lands once.
+        let (landing, landed) = mpsc::channel(settings.policy.parallel.max(1));
         let folder = tools.store.answers_folder();
         let outputs = Arc::new(outputs::Outputs::new(folder, answer_bytes_max));
-        let handle = WorkerHandle::new(outputs, chore_sender);
+        let mind = Mind::new(&past.learned, past.last_seq);
+        let handle = WorkerHandle::new(
+            outputs,
+            chore_sender,
+            mind,
+            tools.store.clone(),
+            tools.tasks.clone(),
+        );
+        let hands = Hands { tools, settings: Arc::new(settings), handle: handle.clone() };
         let worker = Worker {
-            tools,
-            settings,
-            handle: handle.clone(),
+            hands,
             chores,
             outages_seen: 0,
             ps_at_ms: 0,
-            given_up_load: 0,
-            passed_load: 0,
+            warned_at_ms: 0,
+            in_flight: Vec::new(),
+            landed,
+            landing,
         };
         (worker, handle)
     }
+}
 
+impl Hands {
     fn now_ms(&self) -> i64 {
         self.tools.clock.now_ms()
     }

@@ -1,16 +1,22 @@
 //! A swap, in foreman's own steps: unload the chosen victims, watch ps until they are gone, load the new key with exactly
 //! its options and the pin. Ollama is never left to choose a victim, and no client's connection carries a load.
 
+use std::collections::BTreeSet;
+use std::future::Future;
 use std::time::Duration;
 
+use crate::domain::learning::Models;
 use crate::domain::model::{LoadKey, ModelName};
 use crate::domain::retry::{Fault, Told, told_by_status};
 use crate::domain::schedule::Reason;
 use crate::ollama::client::SendError;
+use crate::store::StoreError;
 
 use super::conclude::Conclusion;
 use super::handle::add;
-use super::{Worker, brief};
+use super::mind::Installed;
+use super::watch::{LOAD_MAX, Watched};
+use super::{Hands, brief};
 
 /// The longest an unloaded model may stay in ps before the load goes ahead: Ollama gives its memory 5 s to come back, and
 /// a runner that has not died after six times that will not.
@@ -20,7 +26,7 @@ const GONE_LIMIT: Duration = Duration::from_secs(30);
 const GONE_PAUSE_FIRST: Duration = Duration::from_millis(10);
 const GONE_PAUSE_MAX: Duration = Duration::from_millis(250);
 
-impl Worker {
+impl Hands {
     /// Makes `load` resident. Dropped only when the end is forced.
     ///
     /// A load that Ollama refuses with a 4xx is let through: the job itself will be told the same in its own shape.
@@ -53,21 +59,32 @@ impl Worker {
             // A victim that stays would leave the choice to Ollama: the swap is tried again later instead.
             self.unload(victim).await?;
         }
+        let kept = self.workers_resident();
         let installed = self.tools.inventory.find(&load.model);
-        let name = installed.map_or_else(|| load.model.to_string(), |entry| entry.display);
-        let reply = self.tools.ollama.load(&name, load, self.settings.load_limit).await;
+        let name = installed
+            .as_ref()
+            .map_or_else(|| load.model.to_string(), |entry| entry.display.clone());
+        let reply = match self.watch(self.tools.ollama.load(&name, load, LOAD_MAX)).await {
+            Watched::Ended(reply) => reply,
+            Watched::Wedged => {
+                self.unwedge(&load.to_string()).await;
+                let text = format!("ollama was stuck while it loaded {load}, and was freed");
+                return Err(Conclusion::failed(Fault::Wedged, 504, text));
+            }
+        };
         let now_ms = self.now_ms();
         match reply {
             Ok(reply) if reply.status == 200 => {
+                let took_ms = now_ms - began_ms;
                 self.tools.residency.loaded(load, self.settings.keep_alive, now_ms);
-                if reason != Reason::Confirm {
-                    add(&self.handle.counts().loads);
-                }
-                if !unload.is_empty() {
+                let size_bytes = installed.and_then(|entry| entry.size_bytes);
+                self.note_load(load, reason, took_ms, size_bytes);
+                let gone = self.see_what_went(load, &kept).await;
+                if !unload.is_empty() || gone > 0 {
                     add(&self.handle.counts().swaps);
                 }
                 let unloaded = unload.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
-                tracing::info!(load.key = %load, load.ms = now_ms - began_ms, load.reason = reason.name(),
+                tracing::info!(load.key = %load, load.ms = took_ms, load.reason = reason.name(),
                     load.unloaded = %unloaded, "model loaded");
                 Ok(())
             }
@@ -78,6 +95,7 @@ impl Worker {
             Ok(reply) => {
                 self.tools.residency.doubt();
                 let text = reply.error_text();
+                self.note_failed_load(load, &kept);
                 tracing::warn!(load.key = %load, upstream.status = reply.status, upstream.error = %brief(&text), "load failed");
                 let fault = Fault::Told(passing(reply.status, &text));
                 Err(Conclusion::failed(fault, reply.status, text))
@@ -87,6 +105,73 @@ impl Worker {
                 Err(self.call_fault(&format!("loading {load}"), &fault).await)
             }
         }
+    }
+
+    /// The worker models in memory.
+    pub(super) fn workers_resident(&self) -> Vec<ModelName> {
+        let held = self.tools.residency.held();
+        held.into_iter().filter(|held| !held.is_embedder).map(|held| held.model).collect()
+    }
+
+    /// Takes a load into account. One that only confirmed what was there is no measure of a load.
+    fn note_load(&self, load: &LoadKey, reason: Reason, took_ms: i64, size_bytes: Option<i64>) {
+        let now_ms = self.now_ms();
+        let mind = self.handle.mind();
+        if reason == Reason::Confirm {
+            mind.loaded(load, None, size_bytes, now_ms);
+            return;
+        }
+        add(&self.handle.counts().loads);
+        mind.loaded(load, Some(took_ms), size_bytes, now_ms);
+        let (store, key) = (self.tools.store.clone(), load.to_string());
+        self.keep(async move { store.keep_load_time(key, took_ms, now_ms).await });
+    }
+
+    /// A load that failed beside other models may have failed because of them; only one that failed alone cools down.
+    fn note_failed_load(&self, load: &LoadKey, kept: &[ModelName]) {
+        if kept.is_empty() {
+            let pause_ms = self.handle.mind().load_failed(load, self.now_ms());
+            tracing::warn!(load.key = %load, cool_down.ms = pause_ms, "a key that does not load cools down");
+        } else {
+            self.learn_fit(load, kept, false);
+        }
+    }
+
+    /// What became of the models that were left in memory for a load: learns from it whether they fit, and answers how many
+    /// had to go.
+    pub(super) async fn see_what_went(&self, load: &LoadKey, kept: &[ModelName]) -> usize {
+        if kept.is_empty() {
+            return 0;
+        }
+        let Ok(ps) = self.tools.inventory.ps(&self.tools.ollama).await else { return 0 };
+        let is_there = |model: &ModelName| ps.iter().any(|listed| listed.model == *model);
+        let gone: Vec<&ModelName> = kept.iter().filter(|model| !is_there(model)).collect();
+        for model in &gone {
+            self.tools.residency.unloaded(model);
+        }
+        self.learn_fit(load, kept, gone.is_empty());
+        gone.len()
+    }
+
+    fn learn_fit(&self, load: &LoadKey, kept: &[ModelName], fits: bool) {
+        let installed = Installed(&self.tools.inventory);
+        let held = self.tools.residency.held();
+        let embedders = held.iter().filter(|held| held.is_embedder).map(|held| &held.model);
+        let models = kept.iter().chain(embedders).chain([&load.model]);
+        let set: BTreeSet<String> = models.map(|model| installed.identity(model)).collect();
+        if let Some(models) = self.handle.mind().fits(set, fits) {
+            let (store, now_ms) = (self.tools.store.clone(), self.now_ms());
+            self.keep(async move { store.keep_fit(models, fits, now_ms).await });
+        }
+    }
+
+    /// Keeps something learned over a restart, beside the worker's further work. Losing it costs a measurement.
+    fn keep(&self, writing: impl Future<Output = Result<(), StoreError>> + Send + 'static) {
+        self.tools.tasks.spawn(async move {
+            if let Err(fault) = writing.await {
+                tracing::debug!(db.error = %fault, "what was learned is not kept");
+            }
+        });
     }
 
     /// What a call of foreman's own that got no answer means for the job it was made for.

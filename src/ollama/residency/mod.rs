@@ -4,14 +4,13 @@
 //! options. A snapshot of ps that was asked for before the worker changed something is thrown away. All names of one
 //! runner are one model here.
 
-use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
+use crate::domain::learning::Held;
 use crate::domain::model::{Aliases, LoadKey, ModelName};
-use crate::domain::schedule::Resident;
 
 use super::calls::PsModel;
 
@@ -19,7 +18,7 @@ use super::calls::PsModel;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     /// What the scheduler sees of it.
-    pub resident: Resident,
+    pub resident: Held,
     /// Whether foreman pinned it: then releasing it is foreman's too, also when its options are no longer certain.
     pub is_pinned: bool,
     /// When foreman loaded or first saw it.
@@ -38,32 +37,6 @@ pub struct Residency {
     inner: Arc<Mutex<Inner>>,
     /// Which names share a runner.
     aliases: watch::Receiver<Arc<Aliases>>,
-    /// Embeds under way whose model was not resident when they came, by ticket.
-    foreign_loads: Arc<watch::Sender<ForeignLoads>>,
-}
-
-#[derive(Debug, Default)]
-struct ForeignLoads {
-    open: BTreeSet<u64>,
-    tickets: u64,
-}
-
-/// A load that foreman did not ask for but let pass, while this lives.
-#[derive(Debug)]
-pub struct ForeignLoad {
-    loads: Arc<watch::Sender<ForeignLoads>>,
-    inner: Arc<Mutex<Inner>>,
-    ticket: u64,
-}
-
-impl Drop for ForeignLoad {
-    fn drop(&mut self) {
-        self.loads.send_modify(|loads| {
-            loads.open.remove(&self.ticket);
-        });
-        // Whatever became of it, Ollama may have pushed something out for it.
-        lock(&self.inner).is_stale = true;
-    }
 }
 
 #[derive(Debug, Default)]
@@ -86,7 +59,7 @@ pub struct AskedAt(u64);
 impl Residency {
     /// Nothing is known yet, but which names share a runner.
     pub fn new(aliases: watch::Receiver<Arc<Aliases>>) -> Residency {
-        Residency { inner: Arc::default(), aliases, foreign_loads: Arc::default() }
+        Residency { inner: Arc::default(), aliases }
     }
 
     /// To be called before ps is asked.
@@ -144,7 +117,7 @@ impl Residency {
         inner.version += 1;
         inner.entries.retain(|entry| !is_same(&entry.resident.model, &key.model));
         let resident =
-            Resident { model: key.model.clone(), key: Some(key.clone()), is_embedder: false };
+            Held { model: key.model.clone(), key: Some(key.clone()), is_embedder: false };
         inner.entries.push(Entry {
             resident,
             is_pinned: true,
@@ -228,33 +201,8 @@ impl Residency {
         inner.is_stale = true;
     }
 
-    /// Notes that a request goes to Ollama that makes it load a model by itself.
-    pub fn begin_foreign_load(&self) -> ForeignLoad {
-        self.doubt();
-        let mut ticket = 0;
-        self.foreign_loads.send_modify(|loads| {
-            loads.tickets += 1;
-            ticket = loads.tickets;
-            loads.open.insert(ticket);
-        });
-        let (loads, inner) = (Arc::clone(&self.foreign_loads), Arc::clone(&self.inner));
-        ForeignLoad { loads, inner, ticket }
-    }
-
-    /// Returns when no such request with a ticket above `given_up` is under way. Cancel-safe.
-    pub async fn no_foreign_loads(&self, given_up: u64) {
-        let is_over = |loads: &ForeignLoads| loads.open.iter().all(|ticket| *ticket <= given_up);
-        // The sender lives as long as this, so the wait cannot fail.
-        drop(self.foreign_loads.subscribe().wait_for(is_over).await);
-    }
-
-    /// The last ticket given out: whoever waited long enough gives up on all up to it.
-    pub fn last_foreign_load(&self) -> u64 {
-        self.foreign_loads.borrow().tickets
-    }
-
     /// What the scheduler sees.
-    pub fn board(&self) -> Vec<Resident> {
+    pub fn held(&self) -> Vec<Held> {
         self.lock().entries.iter().map(|entry| entry.resident.clone()).collect()
     }
 
@@ -313,7 +261,7 @@ fn forget_options_that_differ(entry: &mut Entry, model: &PsModel) {
 
 fn found(model: &PsModel, is_embedder: bool, former: Option<&Entry>, now_ms: i64) -> Entry {
     Entry {
-        resident: Resident { model: model.model.clone(), key: None, is_embedder },
+        resident: Held { model: model.model.clone(), key: None, is_embedder },
         is_pinned: former.is_some_and(|former| former.is_pinned),
         since_ms: former.map_or(now_ms, |former| former.since_ms),
         used_at_ms: now_ms,

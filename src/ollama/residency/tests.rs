@@ -40,11 +40,11 @@ fn all_names_of_a_runner_are_one_model() {
     assert!(residency.holds(&key("z").model) && !residency.holds(&key("b").model));
     assert!(residency.goes_by(&key("a").model) && !residency.goes_by(&key("z").model));
     let gone = residency.reconcile(residency.asking(), &[ps("z")], |_| false, 2);
-    assert_eq!((gone, residency.board()[0].key.clone()), (vec![], Some(key("a"))));
+    assert_eq!((gone, residency.held()[0].key.clone()), (vec![], Some(key("a"))));
     residency.loaded(&key("z"), None, 3);
     assert_eq!(residency.entries().len(), 1, "loaded anew under its other name");
     residency.unloaded(&key("a").model);
-    assert!(residency.board().is_empty());
+    assert!(residency.held().is_empty());
 }
 
 #[test]
@@ -54,7 +54,7 @@ fn what_foreman_loaded_is_known_with_its_options_and_what_it_finds_is_not() {
     let asked = residency.asking();
     let gone = residency.reconcile(asked, &[ps("a"), ps("b")], |_| false, 2);
     assert_eq!(gone, []);
-    let keys: Vec<_> = residency.board().into_iter().map(|entry| entry.key).collect();
+    let keys: Vec<_> = residency.held().into_iter().map(|entry| entry.key).collect();
     assert_eq!(keys, [Some(key("a")), None]);
 }
 
@@ -64,7 +64,7 @@ fn a_model_pulled_anew_is_not_what_is_resident() {
     residency.loaded(&key("a"), None, 1);
     let old = PsModel { digest: "old".to_owned(), ..ps("a") };
     let new = PsModel { digest: "new".to_owned(), ..ps("a") };
-    let known = || residency.board()[0].key.is_some();
+    let known = || residency.held()[0].key.is_some();
     residency.forget_replaced(std::slice::from_ref(&old), |_| Some("old".to_owned()));
     assert!(known());
     residency.forget_replaced(&[old.clone(), new], |_| Some("new".to_owned()));
@@ -91,7 +91,7 @@ fn a_key_gone_without_foreman_is_told() {
     let residency = unaware();
     residency.loaded(&key("a"), None, 1);
     assert_eq!(residency.reconcile(residency.asking(), &[], |_| false, 2), [key("a")]);
-    assert!(residency.board().is_empty());
+    assert!(residency.held().is_empty());
 }
 
 #[test]

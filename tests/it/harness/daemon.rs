@@ -123,6 +123,7 @@ pub(crate) fn command(url: &str, db: &Path, flags: &[&str]) -> Command {
     let mut command = foreman();
     command
         .args(["serve", "--addr", "127.0.0.1:0", "--ollama-url", url, "--retry-delay", "20ms"])
+        .args(["--beside", "off"])
         .arg("--db")
         .arg(db)
         .args(flags)

@@ -78,6 +78,8 @@ impl Foreman {
             db: given(db.to_str().unwrap()),
             retry_delay: given("20ms"),
             poll_interval: given("1s"),
+            // One worker model at a time, so that loads and evictions can be counted; `schedule` tries others.
+            beside: given("off"),
             shutdown_grace: given("10s"),
             ..Raw::default()
         };

@@ -1,0 +1,228 @@
+//! What foreman learns while it works, and the board it makes of that: load times, service times, who comes back, which
+//! models fit beside each other, which keys must cool down.
+//!
+//! Pure: times are passed in, what is worth keeping over a restart is answered and stored by the caller. The worker has one,
+//! and `replay` one per simulated day.
+
+mod cooling;
+mod load_times;
+mod rates;
+mod returns;
+mod visits;
+
+use std::collections::BTreeSet;
+
+pub use cooling::Coolings;
+pub use load_times::{LoadTimes, UNMEASURED_MS};
+pub use rates::Rates;
+pub use returns::{GAPS_MAX, Returns};
+pub use visits::{VisitSoFar, Visits};
+
+use super::job::Class;
+use super::model::{LoadKey, ModelName};
+use super::schedule::{Beside, Board, Fits, Head, Lane, Policy, Queue, Resident, Visit};
+
+/// Everything learned.
+#[derive(Debug, Clone, Default)]
+pub struct Learning {
+    /// How long loads take.
+    pub load_times: LoadTimes,
+    /// How long jobs take and how often they come.
+    pub rates: Rates,
+    /// Who comes back.
+    pub returns: Returns,
+    /// What fits beside each other.
+    pub fits: Fits,
+    /// What must not be loaded yet.
+    pub coolings: Coolings,
+    /// What is known of each model's time in memory.
+    pub visits: Visits,
+}
+
+/// A class of a lane with its first ready job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waiting {
+    /// The lane.
+    pub lane: Lane,
+    /// The class.
+    pub class: Class,
+    /// How many wait.
+    pub jobs: u64,
+    /// Arrival number of the first that is ready.
+    pub seq: i64,
+    /// Since when it may run.
+    pub ready_at_ms: i64,
+}
+
+/// How many models never seen beside a key are left in memory for its load, to learn whether they fit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trials {
+    /// None, and none that is known to fit either: one worker model at a time.
+    Alone,
+    /// None.
+    None,
+    /// One.
+    One,
+    /// All: for an embedder, which is small.
+    All,
+}
+
+impl Trials {
+    fn within(self, beside: Beside) -> Trials {
+        match beside {
+            Beside::Auto => self,
+            Beside::Off => Trials::Alone,
+        }
+    }
+
+    fn count(self) -> Option<usize> {
+        match self {
+            Trials::Alone => None,
+            Trials::None => Some(0),
+            Trials::One => Some(1),
+            Trials::All => Some(usize::MAX),
+        }
+    }
+}
+
+/// A model in memory, as the upstream and foreman's own loads tell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// Its canonical name.
+    pub model: ModelName,
+    /// The key it was loaded with, where foreman knows it.
+    pub key: Option<LoadKey>,
+    /// Whether it serves embeddings only. It is never the worker's model and never a victim.
+    pub is_embedder: bool,
+}
+
+/// What is known of models beside what was learned.
+pub trait Models {
+    /// The size of a model's weights in bytes, where known.
+    fn size_bytes(&self, model: &ModelName) -> Option<i64>;
+    /// What tells a model from another of that name: its digest, or the name where that is unknown.
+    fn identity(&self, model: &ModelName) -> String;
+}
+
+impl Learning {
+    /// The board for a decision. `now_ms` must not be before an earlier board's.
+    pub fn board(
+        &mut self,
+        now_ms: i64,
+        waiting: &[Waiting],
+        held: &[Held],
+        models: &dyn Models,
+        policy: &Policy,
+    ) -> Board {
+        self.visits.retain(|model| held.iter().any(|held| held.model == *model));
+        let resident: Vec<Resident> =
+            held.iter().map(|held| self.resident(held, now_ms, models)).collect();
+        let queues = self.queues(waiting, held, models, policy);
+        Board { now_ms, queues, resident, in_flight: Vec::new(), policy: policy.clone() }
+    }
+
+    fn resident(&mut self, held: &Held, now_ms: i64, models: &dyn Models) -> Resident {
+        let so_far = self.visits.of(&held.model, now_ms);
+        let key = held.key.as_ref().map_or_else(|| held.model.to_string(), ToString::to_string);
+        let load_ms = self.load_times.expected_ms(&key, models.size_bytes(&held.model));
+        let (arrivals_per_ms, strangers_per_ms) = self.rates.arrivals_per_ms(&key, now_ms);
+        let visit = Visit {
+            since_ms: so_far.since_ms,
+            gate_seq: so_far.gate_seq,
+            load_ms,
+            service_ms: self.rates.expected_service_ms(&key),
+            dry_since_ms: so_far.dry_since_ms,
+            arrivals_per_ms,
+            strangers_per_ms,
+            absence: self.returns.absence(&key, now_ms, load_ms),
+        };
+        Resident {
+            model: held.model.clone(),
+            key: held.key.clone(),
+            is_embedder: held.is_embedder,
+            visit,
+        }
+    }
+
+    fn queues(
+        &self,
+        waiting: &[Waiting],
+        held: &[Held],
+        models: &dyn Models,
+        policy: &Policy,
+    ) -> Vec<Queue> {
+        let lanes: BTreeSet<&Lane> = waiting.iter().map(|waiting| &waiting.lane).collect();
+        let of_lane = |lane: &Lane| {
+            let mut heads: Vec<Head> = waiting
+                .iter()
+                .filter(|waiting| waiting.lane == *lane)
+                .map(|waiting| Head {
+                    class: waiting.class,
+                    seq: waiting.seq,
+                    ready_at_ms: waiting.ready_at_ms,
+                    due_at_ms: policy.due_at_ms(waiting.class, waiting.ready_at_ms),
+                    jobs: waiting.jobs,
+                })
+                .collect();
+            heads.sort_by_key(|head| head.class);
+            heads
+        };
+        let queue = |lane| self.queue(lane, of_lane(lane), held, models, policy.beside);
+        lanes.into_iter().map(queue).collect()
+    }
+
+    fn queue(
+        &self,
+        lane: &Lane,
+        heads: Vec<Head>,
+        held: &[Held],
+        models: &dyn Models,
+        beside: Beside,
+    ) -> Queue {
+        let text = lane.to_string();
+        let size_bytes = lane.key().and_then(|key| models.size_bytes(&key.model));
+        Queue {
+            lane: lane.clone(),
+            heads,
+            load_ms: self.load_times.expected_ms(&text, size_bytes),
+            service_ms: self.rates.expected_service_ms(&text),
+            victims: self.victims(lane.key(), held, models, Trials::None.within(beside)),
+            unload: self.victims(lane.key(), held, models, Trials::One.within(beside)),
+            barred_until_ms: self.coolings.until_ms(&text),
+        }
+    }
+
+    /// Which worker models must go before a key is loaded: its own model with other options, and what does not fit beside
+    /// it. What was used last stays rather than what was not; of those never seen beside it as many stay as are tried. All go for a request without a key: nobody knows what it loads.
+    pub fn victims(
+        &self,
+        wanted: Option<&LoadKey>,
+        held: &[Held],
+        models: &dyn Models,
+        trials: Trials,
+    ) -> Vec<ModelName> {
+        let workers = || held.iter().filter(|held| !held.is_embedder);
+        let (Some(wanted), Some(trials)) = (wanted, trials.count()) else {
+            return workers().map(|held| held.model.clone()).collect();
+        };
+        let mut others: Vec<&Held> = workers().filter(|held| held.model != wanted.model).collect();
+        others.sort_by_key(|held| {
+            let used_ms = self.visits.peek(&held.model).map_or(0, |visit| visit.dry_since_ms);
+            (std::cmp::Reverse(used_ms), held.model.clone())
+        });
+        let identities = |held: &[&Held]| -> Vec<String> {
+            held.iter().map(|held| models.identity(&held.model)).collect()
+        };
+        let embedders: Vec<&Held> = held.iter().filter(|held| held.is_embedder).collect();
+        let kept = self.fits.keep(
+            &models.identity(&wanted.model),
+            identities(&embedders),
+            identities(&others),
+            trials,
+        );
+        let is_victim = |held: &&Held| {
+            held.model == wanted.model || !kept.contains(&models.identity(&held.model))
+        };
+        workers().filter(is_victim).map(|held| held.model.clone()).collect()
+    }
+}

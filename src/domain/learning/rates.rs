@@ -1,0 +1,118 @@
+//! How long jobs of a key take, and how often they come.
+
+use std::collections::{BTreeMap, VecDeque};
+
+/// What a job is taken to need before any was measured.
+const UNMEASURED_SERVICE_MS: i64 = 5_000;
+
+/// Services averaged per key.
+const SERVICES_MAX: usize = 20;
+
+/// Arrivals remembered per key.
+const ARRIVALS_MAX: usize = 32;
+
+/// Fewer arrivals than this tell no rate.
+const ARRIVALS_MIN: usize = 8;
+
+/// Keys remembered; a new one beyond it pushes out the first by name. A box has tens.
+const KEYS_MAX: usize = 4_096;
+
+/// Service times and arrival times by key text.
+#[derive(Debug, Clone, Default)]
+pub struct Rates {
+    by_key: BTreeMap<String, KeyRates>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct KeyRates {
+    services_ms: VecDeque<i64>,
+    arrivals_ms: VecDeque<i64>,
+    strangers_ms: VecDeque<i64>,
+}
+
+impl Rates {
+    /// Notes a job that ran, and how long it took once its key was resident.
+    pub fn served(&mut self, key: &str, service_ms: i64) {
+        keep(&mut self.of(key).services_ms, service_ms.max(0), SERVICES_MAX);
+    }
+
+    /// Notes an arrival, and whether it followed on nothing.
+    pub fn arrived(&mut self, key: &str, now_ms: i64, is_stranger: bool) {
+        let rates = self.of(key);
+        keep(&mut rates.arrivals_ms, now_ms, ARRIVALS_MAX);
+        if is_stranger {
+            keep(&mut rates.strangers_ms, now_ms, ARRIVALS_MAX);
+        }
+    }
+
+    /// What a job of the key is expected to take.
+    pub fn expected_service_ms(&self, key: &str) -> i64 {
+        let Some(rates) = self.by_key.get(key) else { return UNMEASURED_SERVICE_MS };
+        let count = i64::try_from(rates.services_ms.len()).unwrap_or(1);
+        match count {
+            0 => UNMEASURED_SERVICE_MS,
+            count => rates.services_ms.iter().sum::<i64>() / count,
+        }
+    }
+
+    /// Arrivals per millisecond up to now: all, and those that follow on nothing. 0 while there are too few to tell.
+    pub fn arrivals_per_ms(&self, key: &str, now_ms: i64) -> (f64, f64) {
+        let rates = self.by_key.get(key);
+        rates.map_or((0.0, 0.0), |rates| {
+            (rate(&rates.arrivals_ms, now_ms), rate(&rates.strangers_ms, now_ms))
+        })
+    }
+
+    fn of(&mut self, key: &str) -> &mut KeyRates {
+        if !self.by_key.contains_key(key) && self.by_key.len() >= KEYS_MAX {
+            self.by_key.pop_first();
+        }
+        self.by_key.entry(key.to_owned()).or_default()
+    }
+}
+
+fn keep(values: &mut VecDeque<i64>, value: i64, most: usize) {
+    values.push_back(value);
+    if values.len() > most {
+        values.pop_front();
+    }
+}
+
+/// The time since the last arrival counts too, so that a source that has dried up is noticed.
+fn rate(arrivals_ms: &VecDeque<i64>, now_ms: i64) -> f64 {
+    let Some(first_ms) = arrivals_ms.front() else { return 0.0 };
+    if arrivals_ms.len() < ARRIVALS_MIN {
+        return 0.0;
+    }
+    let span_ms = i32::try_from((now_ms - first_ms).max(100)).unwrap_or(i32::MAX);
+    let gaps = u16::try_from(arrivals_ms.len() - 1).unwrap_or(u16::MAX);
+    f64::from(gaps) / f64::from(span_ms)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_needs_some_arrivals_and_falls_while_none_come() {
+        let mut rates = Rates::default();
+        for at_ms in (0..7).map(|n| n * 1_000) {
+            rates.arrived("a", at_ms, false);
+        }
+        assert_eq!(rates.arrivals_per_ms("a", 7_000), (0.0, 0.0));
+        rates.arrived("a", 7_000, true);
+        let (all, strangers) = rates.arrivals_per_ms("a", 7_000);
+        assert!((all - 0.001).abs() < 1e-9 && strangers == 0.0, "{all} {strangers}");
+        assert!(rates.arrivals_per_ms("a", 70_000).0 < 0.000_2);
+    }
+
+    #[test]
+    fn the_mean_of_the_last_services_is_expected() {
+        let mut rates = Rates::default();
+        assert_eq!(rates.expected_service_ms("a"), UNMEASURED_SERVICE_MS);
+        for service_ms in [100, 200, 300] {
+            rates.served("a", service_ms);
+        }
+        assert_eq!(rates.expected_service_ms("a"), 200);
+    }
+}

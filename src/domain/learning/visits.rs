@@ -1,0 +1,51 @@
+//! What is remembered of each model's time in memory: when its load finished, who waited then, when it last had work.
+
+use std::collections::BTreeMap;
+
+use crate::domain::model::ModelName;
+
+/// A model's time in memory so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VisitSoFar {
+    /// When its load finished, or it was first seen.
+    pub since_ms: i64,
+    /// The last arrival number that waited for it then; 0 where foreman did not load it.
+    pub gate_seq: i64,
+    /// When its last job ended; `since_ms` until one has.
+    pub dry_since_ms: i64,
+}
+
+/// Visits by model. Bounded by what is resident: a visit ends when its model goes.
+#[derive(Debug, Clone, Default)]
+pub struct Visits(BTreeMap<ModelName, VisitSoFar>);
+
+impl Visits {
+    /// A load has finished, with jobs up to `gate_seq` waiting.
+    pub fn began(&mut self, model: &ModelName, gate_seq: i64, now_ms: i64) {
+        let visit = VisitSoFar { since_ms: now_ms, gate_seq, dry_since_ms: now_ms };
+        self.0.insert(model.clone(), visit);
+    }
+
+    /// A job of the model has ended.
+    pub fn worked(&mut self, model: &ModelName, now_ms: i64) {
+        if let Some(visit) = self.0.get_mut(model) {
+            visit.dry_since_ms = now_ms;
+        }
+    }
+
+    /// The visit of a resident model, begun now if foreman did not see it begin.
+    pub fn of(&mut self, model: &ModelName, now_ms: i64) -> VisitSoFar {
+        let unseen = VisitSoFar { since_ms: now_ms, gate_seq: 0, dry_since_ms: now_ms };
+        *self.0.entry(model.clone()).or_insert(unseen)
+    }
+
+    /// The visit of a model, if one was seen.
+    pub fn peek(&self, model: &ModelName) -> Option<&VisitSoFar> {
+        self.0.get(model)
+    }
+
+    /// Forgets every model but these.
+    pub fn retain(&mut self, is_resident: impl Fn(&ModelName) -> bool) {
+        self.0.retain(|model, _| is_resident(model));
+    }
+}

@@ -1,0 +1,190 @@
+//! What the scheduler sees: the queue by lane, the memory of the upstream, what is in flight, and the rules it plays by.
+//! Times are milliseconds since 1970 on one clock; spans are milliseconds.
+
+use crate::domain::job::Class;
+use crate::domain::model::{LoadKey, ModelName};
+
+use super::Lane;
+
+/// What the scheduler sees.
+#[derive(Debug, Clone, Default)]
+pub struct Board {
+    /// Now.
+    pub now_ms: i64,
+    /// The lanes that have a ready job, in any order.
+    pub queues: Vec<Queue>,
+    /// What the upstream holds in memory, as far as known.
+    pub resident: Vec<Resident>,
+    /// The lanes of the jobs in flight, one entry a job.
+    pub in_flight: Vec<Lane>,
+    /// The rules.
+    pub policy: Policy,
+}
+
+/// A lane with its first ready jobs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Queue {
+    /// The lane.
+    pub lane: Lane,
+    /// The first ready job of each class that has one, most urgent class first. Never empty.
+    pub heads: Vec<Head>,
+    /// What making its key resident is expected to take.
+    pub load_ms: i64,
+    /// What one of its jobs is expected to take, once its key is resident.
+    pub service_ms: i64,
+    /// Worker models that have to make room for its key, as far as is known; none for a key that fits beside what is
+    /// resident.
+    pub victims: Vec<ModelName>,
+    /// Those of them to unload before the load. The others were never seen beside the key: they are left, to learn whether
+    /// they have to go.
+    pub unload: Vec<ModelName>,
+    /// Not to be loaded before: its load failed, or somebody else keeps pushing it out. In the past: may be loaded.
+    pub barred_until_ms: i64,
+}
+
+/// The first ready job of one class in a lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head {
+    /// The class.
+    pub class: Class,
+    /// Arrival number. Arrival is the order of insertion, not a clock.
+    pub seq: i64,
+    /// Since when it may run: its arrival, or the end of its last delay.
+    pub ready_at_ms: i64,
+    /// By when it should be running.
+    pub due_at_ms: i64,
+    /// How many jobs of this class wait in the lane.
+    pub jobs: u64,
+}
+
+impl Queue {
+    /// How many jobs wait in the lane.
+    pub fn jobs(&self) -> u64 {
+        self.heads.iter().map(|head| head.jobs).sum()
+    }
+
+    /// The job to run next: one past its due time first, then by class, then by arrival.
+    pub fn first(&self, now_ms: i64) -> Option<&Head> {
+        let overdue = self.heads.iter().filter(|head| head.due_at_ms <= now_ms);
+        overdue
+            .min_by_key(|head| (head.due_at_ms, head.seq))
+            .or_else(|| self.heads.iter().min_by_key(|head| (head.class, head.seq)))
+    }
+
+    /// The head that is due first.
+    pub fn earliest(&self) -> Option<&Head> {
+        self.heads.iter().min_by_key(|head| (head.due_at_ms, head.seq))
+    }
+
+    /// The most urgent class that waits.
+    pub fn class(&self) -> Class {
+        self.heads.iter().map(|head| head.class).min().unwrap_or(Class::Batch)
+    }
+
+    /// What all its waiting jobs are expected to take.
+    pub fn work_ms(&self) -> i64 {
+        self.service_ms.saturating_mul(i64::try_from(self.jobs()).unwrap_or(i64::MAX))
+    }
+}
+
+/// A model the upstream holds in memory.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Resident {
+    /// Its canonical name.
+    pub model: ModelName,
+    /// The key it was loaded with; `None` where foreman did not load it, so that its runner options are unknown.
+    pub key: Option<LoadKey>,
+    /// Whether it serves embeddings only. It is never the worker's model and never a victim.
+    pub is_embedder: bool,
+    /// What is known of its time in memory.
+    pub visit: Visit,
+}
+
+/// The time from a load to the next swap away.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Visit {
+    /// When the load finished.
+    pub since_ms: i64,
+    /// The last arrival number that waited for the key when the load finished: jobs up to it are the *gate*, which is
+    /// served before the key may be rotated away. A job that was put off since then has left the gate.
+    pub gate_seq: i64,
+    /// What loading it took, or is expected to take.
+    pub load_ms: i64,
+    /// What one of its jobs is expected to take.
+    pub service_ms: i64,
+    /// Since when it has had nothing to do; meaningful while its lane is empty.
+    pub dry_since_ms: i64,
+    /// Jobs that arrive for it per millisecond, from whomever.
+    pub arrivals_per_ms: f64,
+    /// Those of them that follow on nothing: the part that has no memory.
+    pub strangers_per_ms: f64,
+    /// How likely it is that none of the clients that come back has done so by then, seen from now: ascending waits, falling
+    /// probabilities.
+    pub absence: Vec<Absence>,
+}
+
+/// A point of the curve of absence.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Absence {
+    /// A wait from now.
+    pub wait_ms: i64,
+    /// The probability that nobody has come back by then, 0 to 1.
+    pub probability: f64,
+}
+
+/// The rules.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy {
+    /// How long a job of each class should wait at most, by [`Class::ALL`].
+    pub max_wait_ms: [i64; 3],
+    /// Whether and how long a dry key is kept.
+    pub hold: Hold,
+    /// Jobs of one key in flight at once.
+    pub parallel: usize,
+    /// Whether worker models are tried beside each other.
+    pub beside: Beside,
+}
+
+/// Whether worker models are tried beside each other. Embedders always are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Beside {
+    /// Each pair once: the first load of one while the other is resident unloads nothing, and what becomes of it is
+    /// remembered.
+    Auto,
+    /// Never: one worker model at a time, and Ollama never chooses what has to go.
+    Off,
+}
+
+/// Whether and how long a dry key is kept while others wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hold {
+    /// As long as it is worth it.
+    Auto,
+    /// Never.
+    Off,
+    /// This long, whoever is expected, unless a waiter becomes urgent.
+    Fixed {
+        /// In milliseconds.
+        ms: i64,
+    },
+}
+
+impl Default for Policy {
+    fn default() -> Policy {
+        const MINUTE_MS: i64 = 60_000;
+        Policy {
+            max_wait_ms: [2 * MINUTE_MS, 10 * MINUTE_MS, 6 * 60 * MINUTE_MS],
+            hold: Hold::Auto,
+            parallel: 1,
+            beside: Beside::Auto,
+        }
+    }
+}
+
+impl Policy {
+    /// By when a job that became ready at `ready_at_ms` should be running.
+    pub fn due_at_ms(&self, class: Class, ready_at_ms: i64) -> i64 {
+        let index = Class::ALL.iter().position(|other| *other == class).unwrap_or(0);
+        ready_at_ms.saturating_add(self.max_wait_ms[index])
+    }
+}

@@ -1,0 +1,130 @@
+//! What the worker sees before it decides: what waits, and what the upstream holds.
+
+use crate::domain::learning::Waiting;
+use crate::domain::model::{LoadKey, ModelName};
+use crate::domain::schedule::{Board, Lane};
+use crate::ollama::client::SendError;
+use crate::store::WaitingLane;
+
+use super::handle::add;
+use super::mind::Installed;
+use super::{Hands, Worker};
+
+/// Between two warnings that somebody else loads models.
+const WARNING_PAUSE_MS: i64 = 60_000;
+
+/// Which keys are wanted at all, be it by a job that waits for a retry.
+pub(super) fn wanted(waiting: &[WaitingLane]) -> Vec<LoadKey> {
+    let mut keys: Vec<LoadKey> = waiting
+        .iter()
+        .filter_map(|waiting| Lane::from_text(&waiting.lane)?.key().cloned())
+        .collect();
+    keys.sort();
+    keys.dedup();
+    keys
+}
+
+impl Worker {
+    /// The board of now.
+    pub(super) fn board(&self, waiting: &[WaitingLane]) -> Board {
+        let waiting: Vec<Waiting> = waiting.iter().filter_map(ready).collect();
+        let tools = &self.hands.tools;
+        let mut board = self.hands.handle.mind().board(
+            tools.clock.now_ms(),
+            &waiting,
+            &tools.residency.held(),
+            &Installed(&tools.inventory),
+            &self.hands.settings.policy,
+        );
+        board.in_flight = self.in_flight.iter().map(|(_, lane)| lane.clone()).collect();
+        board
+    }
+
+    /// Forgets what an upstream that was away may have lost.
+    pub(super) fn notice_outages(&mut self) {
+        let outages = self.hands.tools.health.outages();
+        if outages != self.outages_seen {
+            // Its runners may be gone with it.
+            self.outages_seen = outages;
+            self.hands.tools.residency.clear();
+            self.hands.handle.mind().forget_coolings();
+        }
+    }
+
+    /// Asks ps. `false` if the upstream is away: then there is nothing to decide. A ps that is merely slow (it waits for
+    /// locks during swaps) leaves what is known.
+    pub(super) async fn refresh_residency(&mut self) -> bool {
+        let asked_at_ms = self.hands.now_ms();
+        let tools = &self.hands.tools;
+        let asked = tools.residency.asking();
+        match tools.inventory.ps(&tools.ollama).await {
+            Ok(ps) => {
+                self.ps_at_ms = asked_at_ms;
+                for entry in ps.iter().filter_map(|listed| tools.inventory.find(&listed.listed)) {
+                    // Kept by digest; so that an embedder is known as one.
+                    tools.inventory.capabilities(&entry).await;
+                }
+                let before = tools.residency.entries();
+                let is_embedder = |model: &_| self.hands.is_embedder(model);
+                let gone = tools.residency.reconcile(asked, &ps, is_embedder, self.hands.now_ms());
+                let digest = |model: &_| tools.inventory.find(model).map(|entry| entry.digest);
+                tools.residency.forget_replaced(&ps, digest);
+                for key in gone {
+                    let since_ms = before.iter().find(|entry| entry.resident.model == key.model);
+                    self.notice_external_unload(&key, since_ms.map_or(0, |entry| entry.since_ms));
+                }
+                true
+            }
+            Err(fault @ SendError::Unreachable { .. }) => {
+                tools.health.lost(&fault.to_string(), self.hands.now_ms());
+                false
+            }
+            Err(fault) => {
+                tracing::debug!(upstream.error = %fault, "ps did not answer; deciding on what is known");
+                true
+            }
+        }
+    }
+
+    /// A key is gone that foreman did not unload. If somebody else's model is there in its place, foreman does not fight:
+    /// the key stays away for its residence.
+    fn notice_external_unload(&mut self, key: &LoadKey, since_ms: i64) {
+        add(&self.hands.handle.counts().external_unloads);
+        let entries = self.hands.tools.residency.entries();
+        let is_pushed_out =
+            entries.iter().any(|entry| !entry.is_pinned && !entry.resident.is_embedder);
+        if is_pushed_out {
+            self.hands.handle.mind().pushed_out(key, since_ms);
+        }
+        let now_ms = self.hands.now_ms();
+        if (now_ms - self.warned_at_ms).abs() >= WARNING_PAUSE_MS {
+            self.warned_at_ms = now_ms;
+            tracing::warn!(load.key = %key, "a resident model is gone though foreman did not unload it; \
+                further ones are counted, and told at most once a minute");
+        }
+    }
+}
+
+impl Hands {
+    /// Whether a model serves embeddings only, or is the configured embedder: never a victim.
+    pub(super) fn is_embedder(&self, model: &ModelName) -> bool {
+        self.embedder().is_some_and(|name| self.tools.inventory.is_same(&name, model))
+            || self.tools.inventory.is_embedder(model)
+    }
+}
+
+/// A class of a lane with a job that is ready.
+pub(super) fn ready(waiting: &WaitingLane) -> Option<Waiting> {
+    let head = waiting.head.as_ref()?;
+    let Some(lane) = Lane::from_text(&waiting.lane) else {
+        tracing::debug!(job.lane = %waiting.lane, "jobs wait in a lane that this version cannot read");
+        return None;
+    };
+    Some(Waiting {
+        lane,
+        class: waiting.class,
+        jobs: waiting.jobs,
+        seq: head.seq,
+        ready_at_ms: head.ready_at_ms,
+    })
+}

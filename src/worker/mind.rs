@@ -1,0 +1,281 @@
+//! What the worker has learned and remembers, shared with whoever admits jobs: what is learned about models and clients, who
+//! follows on whom, what is held, and the last decisions with their reasons.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde_json::{Value, json};
+
+use crate::clock::rfc3339;
+use crate::domain::job::JobId;
+use crate::domain::learning::{Held, Learning, Models, Trials, Waiting};
+use crate::domain::model::{LoadKey, ModelName};
+use crate::domain::schedule::{Board, Decision, Lane, Policy};
+use crate::domain::threads::Threads;
+use crate::domain::whom::Whom;
+use crate::ollama::inventory::Inventory;
+use crate::store::Learned;
+
+/// Decisions remembered for `foreman status --explain`: the last few minutes of a busy day.
+const DECISIONS_MAX: usize = 50;
+
+/// Between the names of a set of models in the store. No digest and no name holds it.
+const BETWEEN_NAMES: char = '\n';
+
+/// Between a client and a key in the name of a group of gaps. No client id holds it.
+const BETWEEN_CLIENT_AND_KEY: char = ' ';
+
+/// A job that was admitted.
+#[derive(Debug)]
+pub struct Arrival<'a> {
+    /// Its public name.
+    pub id: JobId,
+    /// Its arrival number.
+    pub seq: i64,
+    /// The lane it waits in.
+    pub lane: &'a Lane,
+    /// Who asked.
+    pub whom: Whom,
+    /// The hashes of the beginnings of its conversation.
+    pub chain: &'a [u64],
+}
+
+/// A gap worth keeping over a restart: the group, and the gap in milliseconds, or `None` if the client went elsewhere.
+pub(super) type KeptGap = (String, Option<i64>);
+
+/// The shared memory. Clones share everything; nothing waits while it is locked.
+#[derive(Debug, Clone)]
+pub(super) struct Mind {
+    inner: Arc<Mutex<Inner>>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    learning: Learning,
+    threads: Threads,
+    /// Who asked for each job that is open.
+    clients: BTreeMap<JobId, String>,
+    /// The last arrival number given out.
+    last_seq: i64,
+    holding: Option<ModelName>,
+    hold_hits: u64,
+    hold_misses: u64,
+    decisions: VecDeque<Explained>,
+}
+
+/// A decision that was acted on.
+#[derive(Debug, Clone, PartialEq)]
+struct Explained {
+    at_ms: i64,
+    decision: &'static str,
+    subject: String,
+    reason: &'static str,
+    because: String,
+}
+
+impl Mind {
+    /// Begins with what earlier runs have learned.
+    pub(super) fn new(learned: &Learned, last_seq: i64) -> Mind {
+        let mut inner = Inner { last_seq, ..Inner::default() };
+        for (key, times_ms) in &learned.load_times {
+            for took_ms in times_ms {
+                inner.learning.load_times.measured(key, *took_ms, None);
+            }
+        }
+        for (group, gaps) in &learned.gaps {
+            let Some((_, key)) = group.split_once(BETWEEN_CLIENT_AND_KEY) else { continue };
+            for gap_ms in gaps {
+                inner.learning.returns.learn(group, key, *gap_ms);
+            }
+        }
+        for (models, fits) in &learned.fits {
+            let set = models.split(BETWEEN_NAMES).map(str::to_owned).collect();
+            inner.learning.fits.observe(set, *fits);
+        }
+        Mind { inner: Arc::new(Mutex::new(inner)) }
+    }
+
+    /// A job was admitted.
+    pub(super) fn arrived(&self, arrival: &Arrival<'_>, now_ms: i64) -> Option<KeptGap> {
+        let inner = &mut *self.lock();
+        inner.last_seq = inner.last_seq.max(arrival.seq);
+        let followed =
+            inner.threads.arrived(now_ms, arrival.id, &arrival.whom, arrival.chain).follows;
+        inner.clients.insert(arrival.id, arrival.whom.client.to_string());
+        let key = arrival.lane.key()?;
+        if inner.holding.as_ref() == Some(&key.model) {
+            inner.holding = None;
+            inner.hold_hits += 1;
+        }
+        let text = key.to_string();
+        inner.learning.rates.arrived(&text, now_ms, followed.is_none());
+        inner.learning.returns.came_back(followed?.job.0.0, &text, now_ms)
+    }
+
+    /// A job on a key has ended with an answer.
+    pub(super) fn served(&self, id: JobId, key: &LoadKey, service_ms: i64, now_ms: i64) {
+        let inner = &mut *self.lock();
+        let text = key.to_string();
+        inner.learning.rates.served(&text, service_ms);
+        inner.learning.visits.worked(&key.model, now_ms);
+        inner.threads.ended(id, now_ms, key.clone());
+        if let Some(client) = inner.clients.remove(&id) {
+            let group = format!("{client}{BETWEEN_CLIENT_AND_KEY}{text}");
+            inner.learning.returns.went_away(id.0.0, &group, &text, now_ms);
+        }
+    }
+
+    /// A job has ended without one.
+    pub(super) fn gave_up(&self, id: JobId) {
+        let inner = &mut *self.lock();
+        inner.threads.cancelled(id);
+        inner.clients.remove(&id);
+    }
+
+    /// A load succeeded: everything that waits now is its gate.
+    pub(super) fn loaded(
+        &self,
+        key: &LoadKey,
+        took_ms: Option<i64>,
+        size_bytes: Option<i64>,
+        now_ms: i64,
+    ) {
+        let inner = &mut *self.lock();
+        let text = key.to_string();
+        if let Some(took_ms) = took_ms {
+            inner.learning.load_times.measured(&text, took_ms, size_bytes);
+        }
+        inner.learning.coolings.loaded(&text);
+        inner.learning.visits.began(&key.model, inner.last_seq, now_ms);
+    }
+
+    /// A load failed. Answers how long its key cools down, in milliseconds.
+    pub(super) fn load_failed(&self, key: &LoadKey, now_ms: i64) -> i64 {
+        self.lock().learning.coolings.failed(&key.to_string(), now_ms)
+    }
+
+    /// Somebody beside foreman pushed a key out.
+    pub(super) fn pushed_out(&self, key: &LoadKey, since_ms: i64) {
+        let inner = &mut *self.lock();
+        let text = key.to_string();
+        let load_ms = inner.learning.load_times.expected_ms(&text, None);
+        inner.learning.coolings.pushed_out(&text, since_ms, load_ms);
+    }
+
+    /// The upstream was started anew: whatever could not be loaded may be loaded now.
+    pub(super) fn forget_coolings(&self) {
+        self.lock().learning.coolings.clear();
+    }
+
+    /// Models were seen in memory together, or one of them had to go. Answers what is worth keeping.
+    pub(super) fn fits(&self, set: BTreeSet<String>, fits: bool) -> Option<String> {
+        let names: Vec<String> = set.iter().cloned().collect();
+        let is_news = self.lock().learning.fits.observe(set, fits);
+        is_news.then(|| names.join(&BETWEEN_NAMES.to_string()))
+    }
+
+    /// Which models have to go before a key is loaded.
+    pub(super) fn victims(
+        &self,
+        key: &LoadKey,
+        held: &[Held],
+        models: &dyn Models,
+        trials: Trials,
+    ) -> Vec<ModelName> {
+        self.lock().learning.victims(Some(key), held, models, trials)
+    }
+
+    /// The board of now.
+    pub(super) fn board(
+        &self,
+        now_ms: i64,
+        waiting: &[Waiting],
+        held: &[Held],
+        models: &dyn Models,
+        policy: &Policy,
+    ) -> Board {
+        self.lock().learning.board(now_ms, waiting, held, models, policy)
+    }
+
+    /// Remembers what was decided, and whether a hold was worth it.
+    pub(super) fn decided(&self, decision: &Decision, now_ms: i64) {
+        let inner = &mut *self.lock();
+        if let Decision::Hold { model, .. } = decision {
+            if inner.holding.as_ref() == Some(model) {
+                return;
+            }
+            inner.holding = Some(model.clone());
+        } else if !matches!(decision, Decision::Busy) && inner.holding.take().is_some() {
+            inner.hold_misses += 1;
+        }
+        if let Some(explained) = explain(decision, now_ms) {
+            tracing::debug!(decision = explained.decision, job.lane = %explained.subject, reason = explained.reason,
+                "decided: {}", explained.because);
+            inner.decisions.push_back(explained);
+            if inner.decisions.len() > DECISIONS_MAX {
+                inner.decisions.pop_front();
+            }
+        }
+    }
+
+    /// The last decisions and the holds, for the status document.
+    pub(super) fn as_json(&self) -> Value {
+        let inner = self.lock();
+        let decisions = inner.decisions.iter().rev().map(|explained| {
+            json!({
+                "at": rfc3339(explained.at_ms),
+                "decision": explained.decision,
+                "lane": explained.subject,
+                "reason": explained.reason,
+                "because": explained.because,
+            })
+        });
+        json!({
+            "holding": inner.holding.as_ref().map(ToString::to_string),
+            "hold_hits": inner.hold_hits,
+            "hold_misses": inner.hold_misses,
+            "decisions": decisions.collect::<Vec<_>>(),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn explain(decision: &Decision, now_ms: i64) -> Option<Explained> {
+    let (name, subject, reason) = match decision {
+        Decision::Run { lane, reason, .. } => ("run", lane.to_string(), *reason),
+        Decision::Swap { load, unload, reason, .. } => {
+            let name = if unload.is_empty() { "load" } else { "swap" };
+            (name, load.to_string(), *reason)
+        }
+        Decision::Hold { until_ms, model } => {
+            let wait_ms = until_ms - now_ms;
+            return Some(Explained {
+                at_ms: now_ms,
+                decision: "hold",
+                subject: model.to_string(),
+                reason: "hold",
+                because: format!("its clients are likely to be back; kept for up to {wait_ms} ms"),
+            });
+        }
+        Decision::Busy | Decision::Idle { .. } => return None,
+    };
+    let because = reason.told(now_ms);
+    Some(Explained { at_ms: now_ms, decision: name, subject, reason: reason.name(), because })
+}
+
+/// What the inventory knows of models, as the learning wants it.
+pub(super) struct Installed<'a>(pub(super) &'a Inventory);
+
+impl Models for Installed<'_> {
+    fn size_bytes(&self, model: &ModelName) -> Option<i64> {
+        self.0.find(model)?.size_bytes
+    }
+
+    fn identity(&self, model: &ModelName) -> String {
+        let digest = self.0.find(model).map(|entry| entry.digest);
+        digest.filter(|digest| !digest.is_empty()).unwrap_or_else(|| model.to_string())
+    }
+}
