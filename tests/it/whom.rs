@@ -7,6 +7,8 @@ use std::path::Path;
 use serde_json::Value;
 use stub_ollama::{Stub, StubConfig};
 use tokio::io::AsyncReadExt;
+use tokio::process::{Child, Command};
+use tokio::task::JoinHandle;
 
 use crate::harness::raw::{self, Raw, RawAnswer};
 use crate::harness::{DEADLINE, Foreman, daemon, stub_config};
@@ -398,6 +400,97 @@ async fn an_open_foreman_still_puts_its_own_token_in_the_place_of_a_client_s() {
     assert!(stub.log().iter().all(|entry| entry.header("authorization") == Some(&wanted)));
 }
 
+/// The real binary, whose whole log is kept.
+struct Logged {
+    addr: SocketAddr,
+    child: Child,
+    reading: JoinHandle<String>,
+}
+
+impl Logged {
+    /// Starts it and waits until it serves.
+    async fn start(mut command: Command) -> Logged {
+        let mut child = command.spawn().unwrap();
+        let mut stderr = child.stderr.take().unwrap();
+        let mut log = Vec::new();
+        let serves = async {
+            loop {
+                stderr.read_buf(&mut log).await.unwrap();
+                let text = String::from_utf8_lossy(&log);
+                let addr = text.split("http.addr=").nth(1).and_then(|rest| rest.split_once(' '));
+                if let Some((addr, _)) = addr {
+                    return addr.parse::<SocketAddr>().unwrap();
+                }
+            }
+        };
+        let addr = tokio::time::timeout(DEADLINE, serves).await.unwrap();
+        let reading = tokio::spawn(async move {
+            stderr.read_to_end(&mut log).await.unwrap();
+            String::from_utf8(log).unwrap()
+        });
+        Logged { addr, child, reading }
+    }
+
+    /// SIGTERM; its log to the end.
+    async fn stop(mut self) -> String {
+        let pid = self.child.id().unwrap().to_string();
+        std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap();
+        tokio::time::timeout(DEADLINE, self.child.wait()).await.unwrap().unwrap();
+        self.reading.await.unwrap()
+    }
+}
+
+/// Client and connection of each job that was admitted, as logged.
+fn admitted(log: &str) -> Vec<(String, String)> {
+    let field = |line: &str, name: &str| {
+        let rest = line.split_once(name).unwrap_or_else(|| panic!("no {name} in {line}")).1;
+        rest.split_whitespace().next().unwrap().to_owned()
+    };
+    let lines = log.lines().filter(|line| line.contains("job admitted"));
+    lines.map(|line| (field(line, "job.client="), field(line, "http.connection="))).collect()
+}
+
+/// A client is known again on another connection and after a restart, by its token, which is not shown.
+#[tokio::test]
+async fn clients_and_connections_are_told_apart() {
+    let stub = Stub::start(stub_config(&["m"])).await;
+    let folder = tempfile::tempdir().unwrap();
+    let db = folder.path().join("foreman.db");
+    let lines =
+        |token: &str| [format!("Authorization: Bearer {token}"), "User-Agent: t".to_owned()];
+    let mut jobs = Vec::new();
+    for _ in 0..2 {
+        let logged = Logged::start(daemon::command(&stub.url(), &db, &[])).await;
+        let mut kept = Raw::connect(logged.addr).await;
+        for _ in 0..2 {
+            let head = format!("POST /api/chat HTTP/1.1\r\nHost: {}\r\n", logged.addr);
+            let lines = lines(TOKEN).join("\r\n");
+            let length = CHAT.len();
+            kept.write(
+                format!("{head}{lines}\r\nContent-Length: {length}\r\n\r\n{CHAT}").as_bytes(),
+            )
+            .await;
+            assert_eq!(kept.answer("POST").await.status(), 200);
+        }
+        for token in [TOKEN, "other"] {
+            let [bearer, agent] = lines(token);
+            let lines = [bearer.as_str(), agent.as_str()];
+            raw::ask(logged.addr, "POST", "/api/chat", &lines, CHAT.as_bytes()).await;
+        }
+        drop(kept);
+        let log = logged.stop().await;
+        assert!(!log.contains(TOKEN));
+        jobs.push(admitted(&log));
+    }
+    for run in &jobs {
+        let [first, second, third, other] = run.as_slice() else { panic!("{jobs:?}") };
+        assert_eq!(first, second, "one connection");
+        assert!(first.0 == third.0 && first.1 != third.1, "another connection: {jobs:?}");
+        assert!(first.0 != other.0 && third.1 != other.1, "another client: {jobs:?}");
+    }
+    assert_eq!(jobs[0][0].0, jobs[1][0].0, "after a restart");
+}
+
 /// At the most talkative level, with wrong tokens, odd requests and an upstream that goes away.
 #[tokio::test]
 async fn neither_tokens_nor_prompts_nor_answers_are_logged() {
@@ -406,24 +499,8 @@ async fn neither_tokens_nor_prompts_nor_answers_are_logged() {
     let db = folder.path().join("foreman.db");
     let mut command = daemon::command(&stub.url(), &db, &["--log", "trace"]);
     command.env("FOREMAN_TOKEN", TOKEN).env("FOREMAN_OLLAMA_TOKEN", OLLAMA_TOKEN);
-    let mut child = command.spawn().unwrap();
-    let mut stderr = child.stderr.take().unwrap();
-    let mut log = Vec::new();
-    let serves = async {
-        loop {
-            stderr.read_buf(&mut log).await.unwrap();
-            let text = String::from_utf8_lossy(&log);
-            let addr = text.split("http.addr=").nth(1).and_then(|rest| rest.split_once(' '));
-            if let Some((addr, _)) = addr {
-                return addr.parse::<SocketAddr>().unwrap();
-            }
-        }
-    };
-    let addr = tokio::time::timeout(DEADLINE, serves).await.unwrap();
-    let reading = tokio::spawn(async move {
-        stderr.read_to_end(&mut log).await.unwrap();
-        String::from_utf8(log).unwrap()
-    });
+    let logged = Logged::start(command).await;
+    let addr = logged.addr;
     for line in wrong_credentials() {
         raw::ask(addr, "POST", "/api/chat", &[&line], CHAT.as_bytes()).await;
     }
@@ -440,10 +517,7 @@ async fn neither_tokens_nor_prompts_nor_answers_are_logged() {
     raw::ask(addr, "POST", "/v1/chat/completions", &malformed, CHAT.as_bytes()).await;
     stub.set_down(true).await;
     assert_eq!(raw::ask(addr, "GET", "/api/tags", &[&bearer], b"").await.status(), 502);
-    let pid = child.id().unwrap().to_string();
-    std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap();
-    tokio::time::timeout(DEADLINE, child.wait()).await.unwrap().unwrap();
-    let log = reading.await.unwrap();
+    let log = logged.stop().await;
     assert!(log.contains("TRACE") && log.contains("job done"), "it was talkative: {log}");
     for secret in [TOKEN, OLLAMA_TOKEN, "OnMzY3JldC1jbGllbnQtdG9rZW4=", "MARKED-PROMPT", answer] {
         let line = log.lines().find(|line| line.contains(secret));
