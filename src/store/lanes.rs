@@ -48,6 +48,16 @@ impl Store {
         self.read(move |tx| waiting_lanes(tx, now_ms)).await
     }
 
+    /// Makes no waiting job ready later than now: for a clock that was set back, by which nothing would be due for as long as
+    /// it was set back. Survives kill -9.
+    ///
+    /// # Errors
+    /// Any of the store's.
+    pub async fn clamp_ready(&self, now_ms: i64) -> Result<(), StoreError> {
+        let clamp = move |tx: &Connection| Ok(tx.execute(super::recovery::CLAMP_READY, [now_ms])?);
+        self.write(Durability::Process, clamp).await.map(|_| ())
+    }
+
     /// The last arrival number given out before the database was opened.
     ///
     /// # Errors

@@ -4,11 +4,14 @@ use crate::domain::learning::Waiting;
 use crate::domain::model::{LoadKey, ModelName};
 use crate::domain::schedule::{Board, Lane};
 use crate::ollama::client::SendError;
-use crate::store::WaitingLane;
+use crate::store::{StoreError, WaitingLane};
 
 use super::handle::add;
 use super::mind::Installed;
 use super::{Hands, Worker};
+
+/// A clock is set back by less than this all the time.
+const SET_BACK_MS_MIN: i64 = 1_000;
 
 /// Between two warnings that somebody else loads models.
 const WARNING_PAUSE_MS: i64 = 60_000;
@@ -38,6 +41,19 @@ impl Worker {
         );
         board.in_flight = self.in_flight.iter().map(|(_, lane)| lane.clone()).collect();
         board
+    }
+
+    /// A clock that was set back by more than a correction: what waits and what was learned is brought back with it, so that
+    /// nobody waits longer than once more his longest wait.
+    pub(super) async fn notice_clock(&mut self) -> Result<(), StoreError> {
+        let now_ms = self.hands.now_ms();
+        if self.seen_ms - now_ms > SET_BACK_MS_MIN {
+            tracing::warn!(clock.back.ms = self.seen_ms - now_ms, "the clock was set back");
+            self.hands.tools.store.clamp_ready(now_ms).await?;
+            self.hands.handle.mind().clock_set_back(now_ms);
+        }
+        self.seen_ms = now_ms;
+        Ok(())
     }
 
     /// Forgets what an upstream that was away may have lost.

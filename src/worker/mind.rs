@@ -174,6 +174,11 @@ impl Mind {
         is_news.then(|| names.join(&BETWEEN_NAMES.to_string()))
     }
 
+    /// The clock was set back.
+    pub(super) fn clock_set_back(&self, now_ms: i64) {
+        self.lock().learning.clock_set_back(now_ms);
+    }
+
     /// Which models have to go before a key is loaded.
     pub(super) fn victims(
         &self,

@@ -96,6 +96,8 @@ pub struct Worker {
     outages_seen: u64,
     /// When ps was last asked.
     ps_at_ms: i64,
+    /// The latest time seen, to notice a clock that is set back.
+    seen_ms: i64,
     /// When somebody else's loads were last warned about.
     warned_at_ms: i64,
     /// The jobs in flight, by arrival number.
@@ -147,6 +149,7 @@ impl Worker {
             chores,
             outages_seen: 0,
             ps_at_ms: 0,
+            seen_ms: 0,
             warned_at_ms: 0,
             in_flight: Vec::new(),
             landed,

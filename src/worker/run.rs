@@ -86,6 +86,7 @@ impl Worker {
         }
         let tasks = self.hands.tools.tasks.clone();
         self.notice_outages();
+        self.notice_clock().await?;
         if is_border {
             tokio::select! {
                 () = self.do_chores() => (),

@@ -19,6 +19,7 @@ mod embeds;
 mod equality;
 mod failure;
 mod leaving;
+mod lives;
 mod pass;
 mod priority;
 mod queue;

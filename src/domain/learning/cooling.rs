@@ -53,6 +53,13 @@ impl Coolings {
         self.0.get(key).map_or(0, |cooling| cooling.until_ms)
     }
 
+    /// No pause ends later than the longest one from now.
+    pub fn clock_set_back(&mut self, now_ms: i64) {
+        for cooling in self.0.values_mut() {
+            cooling.until_ms = cooling.until_ms.min(now_ms.saturating_add(COOL_DOWN_MAX_MS));
+        }
+    }
+
     /// Lets every key be loaded again: the upstream was started anew.
     pub fn clear(&mut self) {
         self.0.clear();

@@ -105,6 +105,14 @@ pub trait Models {
 }
 
 impl Learning {
+    /// The clock was set back to `now_ms`: nothing remembered may lie in the future, where it would never come.
+    pub fn clock_set_back(&mut self, now_ms: i64) {
+        self.visits.clock_set_back(now_ms);
+        self.coolings.clock_set_back(now_ms);
+        self.rates.clock_set_back();
+        self.returns.clock_set_back();
+    }
+
     /// The board for a decision. `now_ms` must not be before an earlier board's.
     pub fn board(
         &mut self,

@@ -45,6 +45,14 @@ impl Rates {
         }
     }
 
+    /// Arrivals by another clock tell no rate.
+    pub fn clock_set_back(&mut self) {
+        for rates in self.by_key.values_mut() {
+            rates.arrivals_ms.clear();
+            rates.strangers_ms.clear();
+        }
+    }
+
     /// What a job of the key is expected to take.
     pub fn expected_service_ms(&self, key: &str) -> i64 {
         let Some(rates) = self.by_key.get(key) else { return UNMEASURED_SERVICE_MS };

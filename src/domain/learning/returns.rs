@@ -103,6 +103,11 @@ impl Returns {
         Some((away.group, gap_ms))
     }
 
+    /// Nobody is away by another clock.
+    pub fn clock_set_back(&mut self) {
+        self.away.clear();
+    }
+
     /// Takes a gap in, seen now or remembered from an earlier run.
     pub fn learn(&mut self, group: &str, key: &str, gap_ms: Option<i64>) {
         self.clock += 1;

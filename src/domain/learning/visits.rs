@@ -44,6 +44,14 @@ impl Visits {
         self.0.get(model)
     }
 
+    /// Nothing began or ran dry after now.
+    pub fn clock_set_back(&mut self, now_ms: i64) {
+        for visit in self.0.values_mut() {
+            visit.since_ms = visit.since_ms.min(now_ms);
+            visit.dry_since_ms = visit.dry_since_ms.min(now_ms);
+        }
+    }
+
     /// Forgets every model but these.
     pub fn retain(&mut self, is_resident: impl Fn(&ModelName) -> bool) {
         self.0.retain(|model, _| is_resident(model));
