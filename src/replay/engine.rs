@@ -4,10 +4,14 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use crate::domain::bound::{Window, lower_bound};
-use crate::domain::job::Class;
+use ulid::Ulid;
+
+use crate::domain::job::{Class, JobId};
 use crate::domain::learning::{Held, Learning, Models, Waiting};
 use crate::domain::model::{LoadKey, ModelName};
 use crate::domain::schedule::{Decision, Lane, Reason, decide};
+use crate::domain::threads::Threads;
+use crate::domain::whom::{ClientId, Whom};
 
 use super::report::Report;
 use super::trace::{Job, Trace, TraceFault, load_key};
@@ -65,8 +69,8 @@ struct Day<'a> {
     resident: Vec<usize>,
     in_flight: Vec<usize>,
     learning: Learning,
-    /// The last job of each looping client.
-    last_jobs: BTreeMap<usize, usize>,
+    /// What follows on what, told as the daemon tells it: by client and connection.
+    threads: Threads,
     holding: Option<usize>,
     waits_us: Vec<u64>,
     windows: Vec<Window<usize>>,
@@ -102,7 +106,7 @@ impl<'a> Day<'a> {
             resident: Vec::new(),
             in_flight: Vec::new(),
             learning: Learning::default(),
-            last_jobs: BTreeMap::new(),
+            threads: Threads::default(),
             holding: None,
             waits_us: Vec::new(),
             windows: Vec::new(),
@@ -163,21 +167,22 @@ impl<'a> Day<'a> {
     }
 
     fn arrive(&mut self, source: Source, at_us: u64) {
-        let (job, client) = match source {
-            Source::Arrival(index) => (&self.trace.arrivals[index].job, None),
-            Source::Step(client, step) => {
-                (&self.trace.loops[client].steps[step].0, self.last_jobs.get(&client))
-            }
+        let job = match source {
+            Source::Arrival(index) => &self.trace.arrivals[index].job,
+            Source::Step(client, step) => &self.trace.loops[client].steps[step].0,
         };
-        let followed = client.map(|job| number(*job));
         let (class, service_us) = (job.class, us(job.service_s));
         // Every key was met when the day was made.
         let Ok(lane) = self.lane(&job.clone()) else { return };
         let (key, now_ms) = (self.keys[lane].to_string(), ms(at_us));
+        let whom = self.whom(source);
+        let id = job_id(self.jobs.len());
+        let arrival = whom.map(|whom| self.threads.arrived(now_ms, id, &whom, &[]));
+        let followed = arrival.and_then(|arrival| arrival.follows);
+        let is_stranger = followed.is_none();
         if let Some(followed) = followed {
-            self.learning.returns.came_back(followed, &key, now_ms);
+            self.learning.returns.came_back(followed.job.0.0, &key, now_ms);
         }
-        let is_stranger = matches!(source, Source::Arrival(_));
         self.learning.rates.arrived(&key, now_ms, is_stranger);
         if self.holding.is_some_and(|held| held == lane) {
             self.holding = None;
@@ -193,6 +198,16 @@ impl<'a> Day<'a> {
         self.jobs.push(Arrived { lane, at_us, service_us, source });
     }
 
+    /// Who asks, where the trace says so. A loop has a connection of its own, as an agent's program has.
+    fn whom(&self, source: Source) -> Option<Whom> {
+        let (name, connection) = match source {
+            Source::Arrival(index) => (self.trace.arrivals[index].client.as_ref()?, 0),
+            Source::Step(client, _) => (&self.trace.loops[client].client, client + 1),
+        };
+        let connection = u64::try_from(connection).unwrap_or(u64::MAX);
+        Some(Whom { client: ClientId::of(None, name, b""), connection })
+    }
+
     fn end(&mut self, index: usize) {
         self.in_flight.retain(|job| *job != index);
         let job = self.jobs[index].clone();
@@ -203,11 +218,14 @@ impl<'a> Day<'a> {
         self.latency_us += self.now_us - job.at_us;
         self.report.jobs += 1;
         self.report.makespan_s = seconds(self.now_us);
+        if let Some(whom) = self.whom(job.source) {
+            let id = job_id(index);
+            self.threads.ended(id, now_ms, key.clone());
+            let (group, key) = (format!("{} {key}", whom.client), key.to_string());
+            self.learning.returns.went_away(id.0.0, &group, &key, now_ms);
+        }
         let Source::Step(client, step) = job.source else { return };
         let looping = &self.trace.loops[client];
-        let group = format!("{} {key}", looping.client);
-        self.learning.returns.went_away(number(index), &group, &key.to_string(), now_ms);
-        self.last_jobs.insert(client, index);
         if step + 1 < looping.steps.len() {
             let at_us = self.now_us + us(looping.steps[step].1);
             self.events.push(Reverse((at_us, Event::Arrives(Source::Step(client, step + 1)))));
@@ -361,9 +379,8 @@ impl<'a> Day<'a> {
     }
 }
 
-/// A job's number for what is learned about returns.
-fn number(job: usize) -> u128 {
-    u128::try_from(job).unwrap_or(u128::MAX)
+fn job_id(job: usize) -> JobId {
+    JobId(Ulid::from_parts(0, u128::try_from(job).unwrap_or(u128::MAX)))
 }
 
 fn us(seconds: f64) -> u64 {
