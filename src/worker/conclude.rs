@@ -154,6 +154,8 @@ impl Hands {
 
     /// Writes a job's one outcome and then tells it, beside the worker's further work.
     fn finish(&self, claim: Claim, output: Arc<Output>, finish: Finish) {
+        // One that was served is known to have been; any other is not followed on.
+        self.handle.mind().gave_up(claim.id);
         // Its client reads on without waiting for the disk: the bytes are there.
         if matches!(finish, Finish::Done) && output.is_shown() {
             output.end(End::Whole);
