@@ -25,4 +25,5 @@ mod queue;
 mod replay;
 mod status;
 mod stopping;
+mod trace;
 mod whom;
