@@ -203,3 +203,38 @@ async fn a_suite_is_a_table() {
     let words = String::from_utf8_lossy(&elsewhere.stderr).into_owned();
     assert!(words.contains("tests/fixtures/traces") && words.contains("repository"), "{words}");
 }
+
+/// The docs promise the figures of this very scheduler, and name each figure and each way to ask for it.
+#[tokio::test]
+async fn the_docs_show_what_is_printed() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let suite = root.join("tests/fixtures/traces");
+    let (code, table, words) =
+        run(&["replay", "--markdown", "--suite", suite.to_str().unwrap()]).await;
+    assert_eq!((code, words.as_str()), (Some(0), ""));
+    let shown = std::fs::read_to_string(root.join("docs/scheduling.md")).unwrap();
+    assert!(
+        shown.contains(&table),
+        "docs/scheduling.md shows other figures than `foreman replay --suite --markdown`:\n{table}"
+    );
+    let told = std::fs::read_to_string(root.join("docs/cli.md")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let day = written(folder.path(), "day.jsonl", DAY);
+    let (_, text, _) = run(&["replay", "--json", &day]).await;
+    let document: Value = serde_json::from_str(&text).unwrap();
+    for member in document["replays"][0].as_object().unwrap().keys() {
+        assert!(told.contains(&format!("`{member}`")), "docs/cli.md does not name {member}");
+    }
+    let stub = Stub::start(stub_config(&["a"])).await;
+    let fm = Foreman::start(&stub).await.up().await;
+    let status = fm.status().await;
+    let told = std::fs::read_to_string(root.join("docs/status.md")).unwrap();
+    for group in ["loads", "scheduler", "since_start"] {
+        for member in status[group].as_object().unwrap().keys() {
+            let is_told = told.contains(&format!("`{member}`"))
+                || told.contains(&format!(".{member}`"))
+                || told.contains(&format!(".{member}[]`"));
+            assert!(is_told, "docs/status.md does not name {group}.{member}");
+        }
+    }
+}
