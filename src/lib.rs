@@ -2,7 +2,7 @@
 //! the jobs model by model.
 //!
 //! The map is in ARCHITECTURE.md; in short, imports go one way:
-//! [`domain`] (pure) → [`clock`], [`shutdown`], [`guard`] → [`store`], [`ollama`] → [`config`], [`worker`] → [`http`] →
+//! [`domain`] (pure) → [`clock`], [`shutdown`], [`guard`], [`replay`] → [`store`], [`ollama`] → [`config`], [`worker`] → [`http`] →
 //! [`app`] → [`cli`].
 
 pub mod app;

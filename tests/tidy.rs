@@ -24,7 +24,7 @@ const ROOMS: &[Room] = &[
     Room {
         name: "http",
         may_import: &[
-            "domain", "clock", "shutdown", "guard", "store", "ollama", "config", "worker",
+            "domain", "clock", "shutdown", "guard", "replay", "store", "ollama", "config", "worker",
         ],
         owns: &["hyper::server", "subtle"],
     },
@@ -35,7 +35,7 @@ const ROOMS: &[Room] = &[
     },
     Room {
         name: "cli",
-        may_import: &["clock", "store", "config", "app"],
+        may_import: &["clock", "replay", "store", "config", "app"],
         owns: &["clap", "tracing_subscriber"],
     },
     Room { name: "lib", may_import: &[], owns: &[] },

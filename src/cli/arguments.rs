@@ -1,5 +1,7 @@
 //! The flags, each with its variable. Values stay texts here: `config` checks them, all together.
 
+use std::path::PathBuf;
+
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::Raw;
@@ -18,6 +20,10 @@ pub(super) enum Command {
     Serve(Box<Serve>),
     /// Show what a running foreman is doing
     Status(Status),
+    /// Write a trace of the jobs that ran last, for `foreman replay`
+    Trace(Trace),
+    /// Replay traces in virtual time and show what another policy would have come to
+    Replay(Box<Replay>),
 }
 
 /// Sizes take KiB, MiB, GiB; durations take ms, s, m, h; an empty value counts as not given.
@@ -113,17 +119,122 @@ pub(super) struct Serve {
     pub(super) log: Option<String>,
 }
 
+/// A running foreman.
 #[derive(Debug, Args)]
-pub(super) struct Status {
+pub(super) struct Daemon {
     /// Where foreman listens [default: 127.0.0.1:11435]
     #[arg(long, env = "FOREMAN_ADDR", value_name = "IP:PORT")]
     pub(super) addr: Option<String>,
     /// Foreman's bearer token
     #[arg(long, env = "FOREMAN_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     pub(super) token: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Status {
+    #[command(flatten)]
+    pub(super) daemon: Daemon,
     /// Print the status document (a stable contract: docs/status.md)
     #[arg(long)]
     pub(super) json: bool,
+    /// Show the last decisions with their reasons, the holds, and how near the loads are to the fewest possible
+    #[arg(long, conflicts_with = "json")]
+    pub(super) explain: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Trace {
+    #[command(flatten)]
+    pub(super) daemon: Daemon,
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1_000,
+        value_parser = clap::value_parser!(u32).range(1..=100_000),
+        help = "How many jobs, at most 100000"
+    )]
+    pub(super) last: u32,
+    /// Where to write it, instead of stdout
+    #[arg(short, long, value_name = "FILE")]
+    pub(super) output: Option<PathBuf>,
+}
+
+/// Times are virtual: a day takes a moment.
+#[derive(Debug, Args)]
+pub(super) struct Replay {
+    /// Traces (docs/scheduling.md); - is stdin
+    #[arg(value_name = "TRACE.jsonl", required_unless_present = "suite")]
+    pub(super) traces: Vec<PathBuf>,
+    #[arg(
+        long,
+        value_name = "DIR",
+        num_args = 0..=1,
+        default_missing_value = SUITE_DEFAULT,
+        conflicts_with_all = ["traces", "policy"],
+        help = "Replay all NAME.SEED.jsonl of a folder with each policy: a row for each NAME [default: \
+                tests/fixtures/traces]"
+    )]
+    pub(super) suite: Option<PathBuf>,
+    /// Who chooses: first come first served, draining alone, foreman, or each of them
+    #[arg(long, value_name = "POLICY", default_value = "foreman", value_parser = ["fifo", "drain", "foreman", "all"])]
+    pub(super) policy: String,
+    #[arg(
+        long,
+        value_name = "DURATIONS",
+        help = "As FOREMAN_MAX_WAIT [default: interactive=2m,normal=10m,batch=6h]"
+    )]
+    max_wait: Option<String>,
+    #[arg(long, value_name = "auto|off|DURATION", help = "As FOREMAN_HOLD [default: auto]")]
+    hold: Option<String>,
+    #[arg(long, value_name = "N", help = "As FOREMAN_PARALLEL [default: 1]")]
+    parallel: Option<String>,
+    #[arg(long, value_name = "auto|off", help = "As FOREMAN_BESIDE [default: auto]")]
+    beside: Option<String>,
+    /// Load keys that fit in memory at once [default: what the trace says, else 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1_000))]
+    pub(super) slots: Option<u16>,
+    /// What loading takes where the trace does not say [default: 10]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub(super) load: Option<f64>,
+    /// What loading this key takes, whatever the trace says; may be given again
+    #[arg(long, value_name = "KEY=SECONDS", value_parser = load_of)]
+    pub(super) load_of: Vec<(String, f64)>,
+    /// Print all figures as JSON (a stable contract: docs/cli.md)
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Print the table of a suite as Markdown
+    #[arg(long, conflicts_with_all = ["traces", "json"])]
+    pub(super) markdown: bool,
+}
+
+/// Where the suite of foreman's own repository is.
+pub(super) const SUITE_DEFAULT: &str = "tests/fixtures/traces";
+
+/// A load that takes longer than a day is a mistake.
+const LOAD_S_MAX: f64 = 86_400.0;
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let seconds = text.parse().ok().filter(|seconds| (0.0..=LOAD_S_MAX).contains(seconds));
+    seconds.ok_or_else(|| "a number of seconds, such as 8 or 2.5".to_owned())
+}
+
+/// A key may hold `=` itself: the last one counts.
+fn load_of(text: &str) -> Result<(String, f64), String> {
+    let (key, load_s) = text.rsplit_once('=').ok_or("a load key and seconds, such as llama3=8")?;
+    Ok((key.to_owned(), seconds(load_s)?))
+}
+
+impl Replay {
+    /// The rules, for `config`.
+    pub(super) fn raw(&self) -> Raw {
+        Raw {
+            max_wait: self.max_wait.clone(),
+            hold: self.hold.clone(),
+            parallel: self.parallel.clone(),
+            beside: self.beside.clone(),
+            ..Raw::default()
+        }
+    }
 }
 
 impl Serve {

@@ -3,9 +3,13 @@
 //! Data goes to stdout, words go to stderr. Exit codes are a contract (docs/cli.md), after sysexits.h.
 
 mod arguments;
+mod ask;
+mod explain_text;
+mod replay;
 mod serve;
 mod status;
 mod status_text;
+mod trace;
 
 use std::process::ExitCode;
 
@@ -68,6 +72,8 @@ pub fn main() -> ExitCode {
     let exit = match arguments.command {
         Command::Serve(serve) => serve::serve(&serve),
         Command::Status(status) => status::status(&status),
+        Command::Trace(trace) => trace::trace(&trace),
+        Command::Replay(replay) => replay::replay(&replay),
     };
     exit.into()
 }

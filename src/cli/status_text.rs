@@ -26,6 +26,7 @@ pub(super) fn render(document: &Value, addr: SocketAddr) -> String {
     resident(&mut page, document, now);
     running(&mut page, document);
     queue(&mut page, &document["queue"]);
+    loads(&mut page, &document["loads"]);
     let counts = &document["since_start"];
     let count = |name: &str| counts[name].as_u64().unwrap_or(0);
     page.line(&format!(
@@ -37,15 +38,38 @@ pub(super) fn render(document: &Value, addr: SocketAddr) -> String {
         count("cancelled"),
         count("retries")
     ));
-    page.0
+    page.into_text()
 }
 
+/// A page as it grows.
 #[derive(Default)]
-struct Page(String);
+pub(super) struct Page(String);
 
 impl Page {
+    /// The text of the page.
+    pub(super) fn into_text(self) -> String {
+        self.0
+    }
+
+    /// Adds a sentence, broken between words, each line after the indent.
+    pub(super) fn wrapped(&mut self, indent: &str, sentence: &str) {
+        let mut line = indent.to_owned();
+        for word in sentence.split(' ') {
+            let is_full = line.chars().count() + 1 + word.chars().count() > WIDTH;
+            if is_full && line.len() > indent.len() {
+                self.line(&line);
+                line = indent.to_owned();
+            }
+            if line.len() > indent.len() {
+                line.push(' ');
+            }
+            line.push_str(word);
+        }
+        self.line(&line);
+    }
+
     /// Adds a line, cut at the width.
-    fn line(&mut self, line: &str) {
+    pub(super) fn line(&mut self, line: &str) {
         if line.chars().count() > WIDTH {
             self.0.extend(line.chars().take(WIDTH - 1));
             self.0.push('…');
@@ -138,23 +162,36 @@ fn queue(page: &mut Page, queue: &Value) {
     }
 }
 
-fn items(value: &Value) -> &[Value] {
+/// One line on how near the loads of the last jobs are to the fewest possible.
+pub(super) fn loads(page: &mut Page, loads: &Value) {
+    let count = |name: &str| loads[name].as_u64().unwrap_or(0);
+    match count("jobs") {
+        0 => page.line("loads        no job has run yet"),
+        jobs => page.line(&format!(
+            "loads        {} for the last {jobs} jobs, at least {} needed",
+            count("loads"),
+            count("bound")
+        )),
+    }
+}
+
+pub(super) fn items(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
 }
 
-fn text(value: &Value) -> String {
+pub(super) fn text(value: &Value) -> String {
     value.as_str().unwrap_or("-").to_owned()
 }
 
 /// Milliseconds since 1970 of an RFC 3339 text.
-fn millis(value: &Value) -> i64 {
+pub(super) fn millis(value: &Value) -> i64 {
     let at = value.as_str().and_then(|text| humantime::parse_rfc3339(text).ok());
     let since = at.and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
     i64::try_from(since.unwrap_or(Duration::ZERO).as_millis()).unwrap_or(0)
 }
 
 /// A span in at most two units.
-fn age(ms: i64) -> String {
+pub(super) fn age(ms: i64) -> String {
     let seconds = u64::try_from(ms / 1_000).unwrap_or(0);
     match seconds {
         0..60 => format!("{seconds}s"),
@@ -181,11 +218,13 @@ mod tests {
             "running": [{ "id": "01J00000000000000000000000", "state": "working", "lane": lane, "attempt": 1,
                           "running_for_ms": 4_000, "queued_for_ms": 61_000, "answer_bytes": 120 }],
             "queue": { "depth": 3, "lanes": [{ "lane": lane, "position": 1, "depth": 3, "delayed": 1, "oldest_age_ms": 90_000 }] },
+            "loads": { "jobs": 5, "loads": 2, "bound": 2, "ratio": 1.0, "late": 0 },
             "since_start": { "loads": 2, "swaps": 1, "done": 5, "failed": 0, "cancelled": 1, "retries": 0 },
         });
         let page = render(&document, ([127, 0, 0, 1], 11435).into());
         assert!(page.lines().all(|line| line.chars().count() <= WIDTH), "{page}");
         assert!(page.contains("up 2m00s"), "{page}");
+        assert!(page.contains("2 for the last 5 jobs, at least 2 needed"), "{page}");
         assert!(page.contains("2 loads (1 swaps), 5 done"), "{page}");
         let columns = [
             "             #  waiting  oldest  load key",

@@ -7,17 +7,19 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::domain::schedule::{Beside, Hold, Policy};
+use crate::domain::schedule::Beside;
 use crate::ollama::url::UpstreamUrl;
 
 mod classes;
+mod policy;
 mod values;
 
-use classes::{max_queue, max_wait};
+use classes::max_queue;
+pub use policy::policy;
 pub use values::{HoldSetting, address};
 use values::{
-    attempts, beside, bytes, count, database, duration, hold, keep_alive, model, origins, parallel,
-    positive, secret, upstream,
+    attempts, bytes, count, database, duration, keep_alive, model, origins, positive, secret,
+    upstream,
 };
 
 /// The listening address when none is given: loopback, one above Ollama's own port.
@@ -195,21 +197,6 @@ impl Faults {
 }
 
 impl Config {
-    /// The rules of the scheduler.
-    pub fn policy(&self) -> Policy {
-        let millis = |wait: Duration| i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
-        Policy {
-            max_wait_ms: self.max_wait.map(millis),
-            hold: match self.hold {
-                HoldSetting::Auto => Hold::Auto,
-                HoldSetting::Off => Hold::Off,
-                HoldSetting::For(wait) => Hold::Fixed { ms: millis(wait) },
-            },
-            parallel: self.parallel,
-            beside: self.beside,
-        }
-    }
-
     /// Checks what was typed.
     ///
     /// # Errors
@@ -245,12 +232,9 @@ fn read(raw: &Raw, faults: &mut Faults) -> Option<Config> {
     let queue = faults.read("FOREMAN_MAX_QUEUE", raw.max_queue.as_ref(), "10000", max_queue);
     let queue_bytes =
         faults.read("FOREMAN_MAX_QUEUE_BYTES", raw.max_queue_bytes.as_ref(), "4GiB", bytes);
-    let wait = faults.read("FOREMAN_MAX_WAIT", raw.max_wait.as_ref(), "2m", max_wait);
-    let hold = faults.read("FOREMAN_HOLD", raw.hold.as_ref(), "auto", hold);
-    let parallel = faults.read("FOREMAN_PARALLEL", raw.parallel.as_ref(), "1", parallel);
+    let rules = policy::rules(raw, faults);
     let body_max = faults.read("FOREMAN_BODY_MAX", raw.body_max.as_ref(), "128MiB", bytes);
     let answer_max = faults.read("FOREMAN_ANSWER_MAX", raw.answer_max.as_ref(), "256MiB", bytes);
-    let beside = faults.read("FOREMAN_BESIDE", raw.beside.as_ref(), "auto", beside);
     let embeds = faults.read("FOREMAN_EMBED_PARALLEL", raw.embed_parallel.as_ref(), "64", count);
     let load_limit = faults.read("FOREMAN_LOAD_LIMIT", raw.load_limit.as_ref(), "10m", positive);
     let idle_limit = faults.read("FOREMAN_IDLE_LIMIT", raw.idle_limit.as_ref(), "10m", positive);
@@ -271,10 +255,10 @@ fn read(raw: &Raw, faults: &mut Faults) -> Option<Config> {
         max_queue: queue?.total,
         class_max: queue?.by_class,
         max_queue_bytes: queue_bytes?,
-        max_wait: wait?,
-        hold: hold?,
-        parallel: parallel?,
-        beside: beside?,
+        max_wait: rules?.max_wait,
+        hold: rules?.hold,
+        parallel: rules?.parallel,
+        beside: rules?.beside,
         body_max: body_max?,
         answer_max: answer_max?,
         embed_parallel: usize::try_from(embeds?).unwrap_or(usize::MAX).min(EMBED_PARALLEL_MAX),

@@ -39,6 +39,8 @@ pub enum Own {
     Ready,
     /// `GET /status`: what is going on, for `foreman status`.
     Status,
+    /// `GET /trace`: the jobs that ran last, for `foreman trace`.
+    Trace,
 }
 
 /// Routes by method and decoded path. A percent-encoded path is the same route, as in Go's server.
@@ -63,6 +65,7 @@ pub fn route(method: &str, path: &str) -> Route {
         ("GET" | "HEAD", "/healthz") => Route::Own(Own::Health),
         ("GET" | "HEAD", "/readyz") => Route::Own(Own::Ready),
         ("GET" | "HEAD", "/status") => Route::Own(Own::Status),
+        ("GET" | "HEAD", "/trace") => Route::Own(Own::Trace),
         _ => Route::Pass(Effect::None),
     }
 }

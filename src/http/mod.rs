@@ -18,6 +18,7 @@ mod queued;
 mod records;
 mod router;
 mod status;
+mod trace;
 mod whom;
 
 use std::hash::RandomState;

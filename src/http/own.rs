@@ -1,43 +1,67 @@
-//! Foreman's own surface: health, readiness, status.
+//! Foreman's own surface: health, readiness, status, and the trace of what ran.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
-use hyper::{Method, Response as HttpResponse, StatusCode};
+use hyper::{Method, Response as HttpResponse, StatusCode, Uri};
 use serde_json::{Value, json};
 
 use crate::domain::route::Own;
 use crate::ollama::client::full_body;
 use crate::store::{READERS, StoreError};
 
-use super::{Edge, Response, status};
+use super::{Edge, Response, status, trace};
 
-/// Status documents made at once: one reader fewer than the store has.
+/// Status documents and traces made at once: one reader fewer than the store has.
 pub(super) const STATUS_AT_ONCE: usize = READERS - 1;
 
 /// Answers a request to foreman itself.
-pub(super) async fn answer(edge: &Arc<Edge>, own: Own, method: &Method) -> Response {
-    let (code, value) = match own {
-        Own::Health => (StatusCode::OK, health(edge)),
-        Own::Ready => ready(edge),
+pub(super) async fn answer(edge: &Arc<Edge>, own: Own, method: &Method, uri: &Uri) -> Response {
+    let (code, kind, text) = match own {
+        Own::Health => document(StatusCode::OK, &health(edge)),
+        Own::Ready => {
+            let (code, value) = ready(edge);
+            document(code, &value)
+        }
         Own::Status => match status_in_turn(edge).await {
-            Ok(value) => (StatusCode::OK, value),
-            Err(fault) => {
-                tracing::error!(db.error = %fault, "the status could not be read");
-                let text = "the database does not answer; try again";
-                (StatusCode::SERVICE_UNAVAILABLE, json!({ "error": text }))
-            }
+            Ok(value) => document(StatusCode::OK, &value),
+            Err(fault) => unread(&fault, "the status"),
+        },
+        Own::Trace => match trace::last(uri.query()) {
+            Err(allowed) => document(StatusCode::BAD_REQUEST, &json!({ "error": allowed })),
+            Ok(last) => match trace_in_turn(edge, last).await {
+                Ok(text) => (StatusCode::OK, NDJSON, text),
+                Err(fault) => unread(&fault, "the trace"),
+            },
         },
     };
-    let text = format!("{value}\n");
     let body = if method == Method::HEAD { String::new() } else { text };
     let mut response = HttpResponse::new(full_body(Bytes::from(body)));
     *response.status_mut() = code;
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
+}
+
+const JSON: &str = "application/json; charset=utf-8";
+const NDJSON: &str = "application/x-ndjson";
+
+fn document(code: StatusCode, value: &Value) -> (StatusCode, &'static str, String) {
+    (code, JSON, format!("{value}\n"))
+}
+
+fn unread(fault: &StoreError, what: &str) -> (StatusCode, &'static str, String) {
+    tracing::error!(db.error = %fault, "{what} could not be read");
+    let text = "the database does not answer; try again";
+    document(StatusCode::SERVICE_UNAVAILABLE, &json!({ "error": text }))
+}
+
+/// The trace, when it is this asker's turn.
+async fn trace_in_turn(edge: &Edge, last: usize) -> Result<String, StoreError> {
+    let _place = edge.status_places.acquire().await.map_err(|_| StoreError::Closed)?;
+    trace::trace(edge, last).await
 }
 
 /// The status document, when it is this asker's turn.

@@ -58,7 +58,7 @@ async fn admitted(edge: &Arc<Edge>, request: Request<Incoming>) -> Response {
         Route::Embed(dialect) => embed::embed(edge, request, dialect).await,
         Route::Pass(_) if request.method() == Method::CONNECT => bare(StatusCode::NOT_IMPLEMENTED),
         Route::Pass(effect) => pass::pass(edge, request, effect).await,
-        Route::Own(own) => own::answer(edge, own, request.method()).await,
+        Route::Own(own) => own::answer(edge, own, request.method(), request.uri()).await,
     }
 }
 

@@ -4,12 +4,14 @@
 
 mod engine;
 mod report;
+mod table;
 mod trace;
 
 use crate::domain::schedule::Policy;
 
 pub use engine::replay;
-pub use report::{Report, mean};
+pub use report::{Report, as_json, mean};
+pub use table::{Form, Replayed, Workload, lines, suite, workload_of};
 pub use trace::{Arrival, Job, Loop, Trace, TraceFault};
 
 /// The machine a trace is replayed on.

@@ -114,6 +114,14 @@ impl Trace {
         Ok(())
     }
 
+    /// Whether any of its jobs needs this key.
+    pub fn needs(&self, key: &str) -> bool {
+        let Ok(key) = load_key(key) else { return false };
+        let steps = self.loops.iter().flat_map(|client| client.steps.iter().map(|(job, _)| job));
+        let mut jobs = self.arrivals.iter().map(|arrival| &arrival.job).chain(steps);
+        jobs.any(|job| load_key(&job.key).is_ok_and(|needed| needed == key))
+    }
+
     /// The trace as text, readable by [`Trace::parse`].
     pub fn to_text(&self) -> String {
         let mut lines = Vec::new();

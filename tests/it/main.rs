@@ -26,4 +26,5 @@ mod queue;
 mod replay;
 mod status;
 mod stopping;
+mod trace;
 mod whom;

@@ -148,7 +148,7 @@ async fn a_malformed_host_is_refused_as_go_refuses_it() {
 async fn foreman_s_own_routes_are_guarded_too() {
     let stub = Stub::start(stub_config(&["m"])).await;
     let foreman = Foreman::start(&stub).await.up().await;
-    for target in ["/healthz", "/readyz", "/status"] {
+    for target in ["/healthz", "/readyz", "/status", "/trace"] {
         let line = format!("GET {target}");
         let evil = ["Host: evil.example".to_owned()];
         assert_eq!(ask(foreman.addr, &line, &evil, "").await.status(), 403, "{target}");
@@ -249,6 +249,7 @@ async fn without_the_token_every_route_is_closed_in_its_own_shape() {
         ("DELETE /api/delete", r#"{"model":"m"}"#, "native"),
         ("GET /nope", "", "native"),
         ("GET /status", "", "native"),
+        ("GET /trace", "", "native"),
         ("GET /readyz", "", "native"),
         ("POST /v1/chat/completions", CHAT, "openai"),
         ("GET /v1/models", "", "openai"),
@@ -303,6 +304,7 @@ async fn the_token_opens_every_route_however_it_is_spelled() {
             ("POST", "/v1/messages", &CHAT.replace("{\"model", "{\"max_tokens\":3,\"model")),
             ("POST", "/v1/embeddings", EMBED),
             ("GET", "/status", ""),
+            ("GET", "/trace", ""),
             ("GET", "/readyz", ""),
         ] {
             let answer = raw::ask(foreman.addr, method, target, &[&line], body.as_bytes()).await;
