@@ -23,6 +23,7 @@ mod pass;
 mod priority;
 mod queue;
 mod replay;
+mod schedule;
 mod status;
 mod stopping;
 mod whom;
