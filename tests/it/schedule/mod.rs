@@ -5,6 +5,7 @@ mod agents;
 mod beside;
 mod classes;
 mod embeds;
+mod external;
 mod failed_loads;
 mod hold;
 mod invariants;
