@@ -154,6 +154,11 @@ impl Mind {
         self.lock().learning.coolings.failed(&key.to_string(), now_ms)
     }
 
+    /// Whether a key may not be loaded yet.
+    pub(super) fn cools_down(&self, key: &LoadKey, now_ms: i64) -> bool {
+        self.lock().learning.coolings.until_ms(&key.to_string()) > now_ms
+    }
+
     /// Somebody beside foreman pushed a key out.
     pub(super) fn pushed_out(&self, key: &LoadKey, since_ms: i64) {
         let inner = &mut *self.lock();

@@ -1,7 +1,7 @@
 //! Embeds of a model that is not resident: foreman loads it at a border, once, and then they flow.
 
 use serde_json::{Value, json};
-use stub_ollama::{Stub, StubConfig};
+use stub_ollama::{Action, Fault, Stub, StubConfig};
 
 use super::{ask, given, serve, served};
 use crate::harness::client::post;
@@ -50,4 +50,60 @@ async fn an_embedder_that_is_not_resident_is_loaded_once_at_the_border() {
         serve(addr, "a", "again").await;
         assert_eq!(stub.counts().loads, 2, "the worker's model was left alone");
     }
+}
+
+async fn embed(foreman: &Foreman) -> u16 {
+    let body = json!({ "model": "embed", "input": "x" });
+    post(foreman.addr, "/api/embed", &body).await.status.as_u16()
+}
+
+/// A trial of two worker models beside an embedder that costs the embedder its place has failed, too: from then on foreman
+/// makes room for it, and it stays. (The embedder's loss was overlooked, and all three were taken to fit.)
+#[tokio::test]
+async fn a_trial_that_pushes_the_embedder_out_has_failed() {
+    let stub = Stub::start(StubConfig { max_loaded: 2, ..stub_config(&["a", "b"]) }).await;
+    let foreman = Foreman::start_with(&stub, |raw| raw.beside = given("auto")).await.up().await;
+    serve(foreman.addr, "a", "x").await;
+    assert_eq!(embed(&foreman).await, 200);
+    serve(foreman.addr, "b", "trial").await;
+    assert_eq!(stub.counts().evictions, 1, "Ollama takes the shortest keep_alive: the embedder");
+    for name in ["a", "b", "a"] {
+        assert_eq!(embed(&foreman).await, 200);
+        serve(foreman.addr, name, "x").await;
+        assert!(stub.snapshot().is_resident("embed:latest"));
+    }
+    assert_eq!(stub.counts().evictions, 1);
+    assert_eq!(foreman.status().await["since_start"]["external_unloads"], 0);
+}
+
+/// An embedder that cannot be loaded beside a worker model does not fit beside it: the next time foreman makes room first.
+/// (Its failure was taken for a success, since nothing had gone.)
+#[tokio::test]
+async fn an_embedder_that_cannot_be_loaded_beside_a_model_gets_room() {
+    let stub = Stub::start(StubConfig { max_loaded: 2, ..stub_config(&["a"]) }).await;
+    let foreman = Foreman::start(&stub).await.up().await;
+    serve(foreman.addr, "a", "x").await;
+    // Foreman's own load, and that of the embed itself.
+    let no_room = Action::FailLoad("cudaMalloc failed: out of memory".to_owned());
+    stub.faults(Fault::new(no_room).model("embed").times(2));
+    assert_eq!(embed(&foreman).await, 500, "Ollama tells it why");
+    assert_eq!(embed(&foreman).await, 200);
+    let snapshot = stub.snapshot();
+    assert_eq!((snapshot.counts.unloads, snapshot.counts.evictions), (1, 0));
+    assert!(!snapshot.is_resident("a:latest"), "it made room: {snapshot:?}");
+}
+
+/// An embedder that never loads costs a worker model its place once, not with each embed that somebody tries.
+#[tokio::test]
+async fn an_embedder_that_never_loads_cools_down() {
+    let stub = Stub::start(StubConfig { max_loaded: 2, ..stub_config(&["a"]) }).await;
+    let foreman = Foreman::start(&stub).await.up().await;
+    let broken = Action::FailLoad("unable to load model".to_owned());
+    stub.faults(Fault::new(broken).model("embed").forever());
+    for _ in 0..4 {
+        serve(foreman.addr, "a", "x").await;
+        assert_eq!(embed(&foreman).await, 500);
+    }
+    let counts = stub.counts();
+    assert_eq!((counts.unloads, counts.loads, counts.evictions), (1, 2, 0), "{counts:?}");
 }
