@@ -11,6 +11,7 @@ mod hold;
 mod invariants;
 mod learned;
 mod parallel;
+mod random_day;
 mod rotation;
 mod wedge;
 

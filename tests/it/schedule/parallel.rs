@@ -79,3 +79,38 @@ async fn a_drain_finishes_all_in_flight() {
     assert_eq!(foreman.ended().await, Stopped::Drained);
     assert_eq!((stub.counts().client_gone, stub.counts().generations_max), (0, 3));
 }
+
+/// Where two models are resident, jobs side by side are still of one of them, and neither waits for ever.
+#[tokio::test]
+async fn jobs_side_by_side_are_of_one_model_though_two_are_resident() {
+    let config = StubConfig { num_parallel: 3, max_loaded: 2, ..stub_config(&["a", "b"]) };
+    let stub = Stub::start(config).await;
+    let tweak = |raw: &mut foreman::config::Raw| {
+        raw.parallel = given("3");
+        raw.beside = given("auto");
+    };
+    let foreman = Foreman::start_with(&stub, tweak).await.up().await;
+    for model in ["a", "b"] {
+        serve(foreman.addr, model, "warm").await;
+    }
+    let flow: Vec<_> = (0..4)
+        .map(|_| {
+            let addr = foreman.addr;
+            tokio::spawn(async move {
+                loop {
+                    serve(addr, "a", "flow").await;
+                }
+            })
+        })
+        .collect();
+    for _ in 0..10 {
+        serve(foreman.addr, "b", "x").await;
+    }
+    assert!(flow.iter().all(|client| !client.is_finished()), "the flow goes on");
+    for client in flow {
+        client.abort();
+    }
+    let counts = stub.counts();
+    assert_eq!((counts.models_generating_max, counts.loads, counts.unloads), (1, 2, 0));
+    assert!(counts.generations_max > 1, "{counts:?}");
+}
