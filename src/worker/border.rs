@@ -65,6 +65,17 @@ pub(super) enum Chore {
     },
 }
 
+/// What became of the load of an embedder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Loaded {
+    /// It is in memory.
+    Yes,
+    /// Ollama said that it cannot load it.
+    No,
+    /// Nobody knows, or the request was at fault.
+    Unknown,
+}
+
 impl Worker {
     /// Does what was asked for, in order.
     pub(super) async fn do_chores(&mut self) {
@@ -110,6 +121,10 @@ impl Hands {
             return;
         }
         let key = LoadKey::new(model.clone(), RunnerOptions::default());
+        if self.handle.mind().cools_down(&key, self.now_ms()) {
+            // Nothing makes room for what does not load anyway.
+            return;
+        }
         let held = self.tools.residency.held();
         let trials = match (self.is_embedder(model), self.settings.policy.beside) {
             (true, _) => Trials::All,
@@ -132,27 +147,31 @@ impl Hands {
             self.embedder().is_some_and(|name| self.tools.inventory.is_same(&name, model));
         let stay = if is_configured { Stay::Pinned } else { Stay::Usual };
         self.tools.residency.set_loading(Some(model));
-        self.load_embedder(model, stay).await;
+        let loaded = self.load_embedder(model, stay).await;
         self.tools.residency.set_loading(None);
-        self.learn_beside_embedder(model).await;
+        self.learn_beside_embedder(&key, loaded).await;
     }
 
-    async fn load_embedder(&self, model: &ModelName, stay: Stay) {
+    async fn load_embedder(&self, model: &ModelName, stay: Stay) -> Loaded {
         let entry = self.tools.inventory.find(model);
         let name = entry.map_or_else(|| model.to_string(), |entry| entry.display);
         let began_ms = self.now_ms();
         let loading = self.tools.ollama.load_embedder(&name, stay, LOAD_MAX);
         let reply = tokio::select! {
             reply = self.watch(loading) => reply,
-            () = self.tools.tasks.forced() => return,
+            () = self.tools.tasks.forced() => return Loaded::Unknown,
         };
         match reply {
             Watched::Ended(Ok(reply)) if reply.status == 200 => {
                 tracing::info!(model.name = %name, load.ms = self.now_ms() - began_ms, "the embedding model is warm");
+                return Loaded::Yes;
             }
             Watched::Ended(Ok(reply)) => {
                 tracing::warn!(model.name = %name, upstream.status = reply.status, upstream.error = %brief(&reply.error_text()),
                     "the embedding model could not be warmed");
+                if reply.status >= 500 {
+                    return Loaded::No;
+                }
             }
             Watched::Ended(Err(fault)) => {
                 tracing::warn!(model.name = %name, upstream.error = %fault, "the embedding model could not be warmed");
@@ -162,13 +181,21 @@ impl Hands {
             }
             Watched::Wedged => self.unwedge(&name).await,
         }
+        Loaded::Unknown
     }
 
-    /// After an embedder was loaded beside worker models: asks what is left of them.
-    async fn learn_beside_embedder(&self, model: &ModelName) {
-        let key = LoadKey::new(model.clone(), RunnerOptions::default());
+    /// After an embedder was loaded beside worker models: asks what is left of them. One that Ollama could not load beside
+    /// them does not fit, so that they make room the next time; one that it could not load alone cools down.
+    async fn learn_beside_embedder(&self, key: &LoadKey, loaded: Loaded) {
         let kept = self.workers_resident();
-        self.see_what_went(&key, &kept).await;
+        match loaded {
+            Loaded::Yes => {
+                self.handle.mind().loaded(key, None, None, self.now_ms());
+                self.see_what_went(key, &kept).await;
+            }
+            Loaded::No => self.note_failed_load(key, &kept),
+            Loaded::Unknown => (),
+        }
         self.tools.residency.doubt();
         let asked = self.tools.residency.asking();
         if let Ok(ps) = self.tools.inventory.ps(&self.tools.ollama).await {

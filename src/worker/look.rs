@@ -16,6 +16,9 @@ const SET_BACK_MS_MIN: i64 = 1_000;
 /// Between two warnings that somebody else loads models.
 const WARNING_PAUSE_MS: i64 = 60_000;
 
+/// Keys remembered that went missing; the first to go is forgotten. No more are resident at once.
+const MISSING_MAX: usize = 64;
+
 /// Which keys are wanted at all, be it by a job that waits for a retry.
 pub(super) fn wanted(waiting: &[WaitingLane]) -> Vec<LoadKey> {
     let mut keys: Vec<LoadKey> = waiting
@@ -63,6 +66,7 @@ impl Worker {
             // Its runners may be gone with it.
             self.outages_seen = outages;
             self.hands.tools.residency.clear();
+            self.missing.clear();
             self.hands.handle.mind().forget_coolings();
         }
     }
@@ -89,6 +93,7 @@ impl Worker {
                     let since_ms = before.iter().find(|entry| entry.resident.model == key.model);
                     self.notice_external_unload(&key, since_ms.map_or(0, |entry| entry.since_ms));
                 }
+                self.see_who_pushed_out();
                 true
             }
             Err(fault @ SendError::Unreachable { .. }) => {
@@ -102,21 +107,33 @@ impl Worker {
         }
     }
 
-    /// A key is gone that foreman did not unload. If somebody else's model is there in its place, foreman does not fight:
-    /// the key stays away for its residence.
+    /// A key is gone that foreman did not unload. Whoever pushed it out may still be loading, and no ps shows that.
     fn notice_external_unload(&mut self, key: &LoadKey, since_ms: i64) {
         add(&self.hands.handle.counts().external_unloads);
-        let entries = self.hands.tools.residency.entries();
-        let is_pushed_out =
-            entries.iter().any(|entry| !entry.is_pinned && !entry.resident.is_embedder);
-        if is_pushed_out {
-            self.hands.handle.mind().pushed_out(key, since_ms);
-        }
         let now_ms = self.hands.now_ms();
+        self.hands.handle.mind().went_missing(key, since_ms, now_ms);
+        self.missing.retain(|(other, _)| other != key);
+        self.missing.push((key.clone(), since_ms));
+        if self.missing.len() > MISSING_MAX {
+            self.missing.remove(0);
+        }
         if (now_ms - self.warned_at_ms).abs() >= WARNING_PAUSE_MS {
             self.warned_at_ms = now_ms;
             tracing::warn!(load.key = %key, "a resident model is gone though foreman did not unload it; \
                 further ones are counted, and told at most once a minute");
+        }
+    }
+
+    /// Where somebody else's model is in the place of a key that went missing, foreman does not fight: the key stays away
+    /// for its residence.
+    fn see_who_pushed_out(&mut self) {
+        let entries = self.hands.tools.residency.entries();
+        self.missing
+            .retain(|(key, _)| entries.iter().all(|entry| entry.resident.model != key.model));
+        if entries.iter().any(|entry| !entry.is_pinned && !entry.resident.is_embedder) {
+            for (key, since_ms) in self.missing.drain(..) {
+                self.hands.handle.mind().pushed_out(&key, since_ms);
+            }
         }
     }
 }

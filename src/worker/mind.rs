@@ -154,12 +154,25 @@ impl Mind {
         self.lock().learning.coolings.failed(&key.to_string(), now_ms)
     }
 
+    /// Whether a key may not be loaded yet.
+    pub(super) fn cools_down(&self, key: &LoadKey, now_ms: i64) -> bool {
+        self.lock().learning.coolings.until_ms(&key.to_string()) > now_ms
+    }
+
     /// Somebody beside foreman pushed a key out.
     pub(super) fn pushed_out(&self, key: &LoadKey, since_ms: i64) {
         let inner = &mut *self.lock();
         let text = key.to_string();
         let load_ms = inner.learning.load_times.expected_ms(&text, None);
         inner.learning.coolings.pushed_out(&text, since_ms, load_ms);
+    }
+
+    /// A key is gone that foreman did not unload, and nothing is there in its place.
+    pub(super) fn went_missing(&self, key: &LoadKey, since_ms: i64, now_ms: i64) {
+        let inner = &mut *self.lock();
+        let text = key.to_string();
+        let load_ms = inner.learning.load_times.expected_ms(&text, None);
+        inner.learning.coolings.went_missing(&text, since_ms, load_ms, now_ms);
     }
 
     /// The upstream was started anew: whatever could not be loaded may be loaded now.

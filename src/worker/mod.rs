@@ -24,6 +24,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use crate::clock::Clock;
+use crate::domain::model::LoadKey;
 use crate::domain::schedule::{Lane, Policy};
 use crate::ollama::client::Ollama;
 use crate::ollama::health::Health;
@@ -100,6 +101,8 @@ pub struct Worker {
     seen_ms: i64,
     /// When somebody else's loads were last warned about.
     warned_at_ms: i64,
+    /// Keys that went away with nothing in their place yet, and when foreman had loaded them.
+    missing: Vec<(LoadKey, i64)>,
     /// The jobs in flight, by arrival number.
     in_flight: Vec<(i64, Lane)>,
     landed: mpsc::Receiver<i64>,
@@ -151,6 +154,7 @@ impl Worker {
             ps_at_ms: 0,
             seen_ms: 0,
             warned_at_ms: 0,
+            missing: Vec::new(),
             in_flight: Vec::new(),
             landed,
             landing,

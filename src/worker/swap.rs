@@ -128,7 +128,7 @@ impl Hands {
     }
 
     /// A load that failed beside other models may have failed because of them; only one that failed alone cools down.
-    fn note_failed_load(&self, load: &LoadKey, kept: &[ModelName]) {
+    pub(super) fn note_failed_load(&self, load: &LoadKey, kept: &[ModelName]) {
         if kept.is_empty() {
             let pause_ms = self.handle.mind().load_failed(load, self.now_ms());
             tracing::warn!(load.key = %load, cool_down.ms = pause_ms, "a key that does not load cools down");
@@ -138,26 +138,34 @@ impl Hands {
     }
 
     /// What became of the models that were left in memory for a load: learns from it whether they fit, and answers how many
-    /// had to go.
+    /// worker models had to go. Embedders count for what fits: Ollama takes what has the shortest `keep_alive`, and that
+    /// is an embedder that came for a while.
     pub(super) async fn see_what_went(&self, load: &LoadKey, kept: &[ModelName]) -> usize {
-        if kept.is_empty() {
+        let embedders = self.embedders_resident(load);
+        if kept.is_empty() && embedders.is_empty() {
             return 0;
         }
         let Ok(ps) = self.tools.inventory.ps(&self.tools.ollama).await else { return 0 };
-        let is_there = |model: &ModelName| ps.iter().any(|listed| listed.model == *model);
-        let gone: Vec<&ModelName> = kept.iter().filter(|model| !is_there(model)).collect();
+        let is_gone = |model: &&ModelName| ps.iter().all(|listed| listed.model != **model);
+        let gone: Vec<&ModelName> = kept.iter().chain(&embedders).filter(is_gone).collect();
+        self.learn_fit(load, kept, gone.is_empty());
         for model in &gone {
             self.tools.residency.unloaded(model);
         }
-        self.learn_fit(load, kept, gone.is_empty());
-        gone.len()
+        kept.iter().filter(is_gone).count()
     }
 
+    /// The embedders in memory beside what is loaded.
+    fn embedders_resident(&self, load: &LoadKey) -> Vec<ModelName> {
+        let held = self.tools.residency.held().into_iter().filter(|held| held.is_embedder);
+        held.map(|held| held.model).filter(|model| *model != load.model).collect()
+    }
+
+    /// Remembers whether a load fitted beside `kept` and the embedders in memory.
     fn learn_fit(&self, load: &LoadKey, kept: &[ModelName], fits: bool) {
         let installed = Installed(&self.tools.inventory);
-        let held = self.tools.residency.held();
-        let embedders = held.iter().filter(|held| held.is_embedder).map(|held| &held.model);
-        let models = kept.iter().chain(embedders).chain([&load.model]);
+        let embedders = self.embedders_resident(load);
+        let models = kept.iter().chain(&embedders).chain([&load.model]);
         let set: BTreeSet<String> = models.map(|model| installed.identity(model)).collect();
         if let Some(models) = self.handle.mind().fits(set, fits) {
             let (store, now_ms) = (self.tools.store.clone(), self.now_ms());

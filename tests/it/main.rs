@@ -24,6 +24,7 @@ mod pass;
 mod priority;
 mod queue;
 mod replay;
+mod schedule;
 mod status;
 mod stopping;
 mod trace;

@@ -12,6 +12,10 @@ const COOL_DOWN_MAX_MS: i64 = 300_000;
 /// never fights faster.
 const RESIDENCE_LOADS: i64 = 8;
 
+/// A key that went missing waits for this many of its load times: somebody else's load, which may be under way, may take
+/// longer than its own.
+const MISSING_LOADS: i64 = 2;
+
 /// Keys remembered; beyond it the first by name goes. A box has tens.
 const KEYS_MAX: usize = 4_096;
 
@@ -43,9 +47,15 @@ impl Coolings {
 
     /// Somebody else pushed the key out, which foreman had loaded at `since_ms` in `load_ms`.
     pub fn pushed_out(&mut self, key: &str, since_ms: i64, load_ms: i64) {
-        let until_ms = since_ms.saturating_add(load_ms.saturating_mul(RESIDENCE_LOADS));
-        let cooling = self.of(key);
-        cooling.until_ms = cooling.until_ms.max(until_ms);
+        self.bar(key, stays_until_ms(since_ms, load_ms));
+    }
+
+    /// A key that foreman had loaded at `since_ms` in `load_ms` is gone, and nothing is there in its place. Somebody else's
+    /// load may be under way, which no list shows before it has ended, so the key waits for that a while; not longer than
+    /// its residence, and so not at all if that has passed.
+    pub fn went_missing(&mut self, key: &str, since_ms: i64, load_ms: i64, now_ms: i64) {
+        let seen_by_ms = now_ms.saturating_add(load_ms.saturating_mul(MISSING_LOADS));
+        self.bar(key, stays_until_ms(since_ms, load_ms).min(seen_by_ms));
     }
 
     /// Until when the key may not be loaded; in the past if it may.
@@ -65,12 +75,21 @@ impl Coolings {
         self.0.clear();
     }
 
+    fn bar(&mut self, key: &str, until_ms: i64) {
+        let cooling = self.of(key);
+        cooling.until_ms = cooling.until_ms.max(until_ms);
+    }
+
     fn of(&mut self, key: &str) -> &mut Cooling {
         if !self.0.contains_key(key) && self.0.len() >= KEYS_MAX {
             self.0.pop_first();
         }
         self.0.entry(key.to_owned()).or_default()
     }
+}
+
+fn stays_until_ms(since_ms: i64, load_ms: i64) -> i64 {
+    since_ms.saturating_add(load_ms.saturating_mul(RESIDENCE_LOADS))
 }
 
 #[cfg(test)]
@@ -94,5 +113,18 @@ mod tests {
         let mut coolings = Coolings::default();
         coolings.pushed_out("a", 10_000, 2_000);
         assert_eq!(coolings.until_ms("a"), 26_000);
+    }
+
+    #[test]
+    fn a_key_gone_without_a_successor_waits_a_while_within_its_residence() {
+        let mut coolings = Coolings::default();
+        coolings.went_missing("a", 10_000, 2_000, 11_000);
+        assert_eq!(coolings.until_ms("a"), 15_000);
+        coolings.pushed_out("a", 10_000, 2_000);
+        assert_eq!(coolings.until_ms("a"), 26_000);
+        coolings.went_missing("a", 10_000, 2_000, 12_000);
+        assert_eq!(coolings.until_ms("a"), 26_000, "it is never shortened");
+        coolings.went_missing("b", 10_000, 2_000, 90_000);
+        assert!(coolings.until_ms("b") < 90_000, "its residence has passed");
     }
 }

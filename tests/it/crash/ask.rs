@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::random::Random;
+use crate::harness::random::Random;
 
 /// The chat models; the embedder is `embed`.
 pub(super) const MODELS: [&str; 3] = ["a", "b", "c"];

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use crate::harness::client::{Stream, request, try_open};
 
 use super::ask::Ask;
-use super::random::Random;
+use crate::harness::random::Random;
 
 /// Clients wait while this many jobs are open: kills leave jobs behind, and an ever longer queue would let no client
 /// see an answer before the next kill.

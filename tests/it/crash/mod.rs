@@ -5,7 +5,6 @@
 mod ask;
 mod load;
 mod oracle;
-mod random;
 mod restart;
 
 use std::path::Path;
@@ -16,11 +15,11 @@ use foreman::clock::Clock;
 use stub_ollama::{Action, Cut, Fault, Stage, Stub, StubConfig};
 
 use crate::harness::daemon::{Daemon, Starting};
+use crate::harness::random::Random;
 use crate::harness::{DEADLINE, stub_config};
 
 use ask::{MODELS, Shape};
 use load::Load;
-use random::Random;
 
 /// Kills where `FOREMAN_TEST_KILLS` says nothing: about a minute on two busy cores.
 const KILLS_DEFAULT: u64 = 200;

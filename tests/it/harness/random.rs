@@ -2,11 +2,11 @@
 
 /// A splitmix64 sequence.
 #[derive(Debug)]
-pub(super) struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
     /// The sequence of one of several that share a seed.
-    pub(super) fn new(seed: u64, stream: u64) -> Random {
+    pub(crate) fn new(seed: u64, stream: u64) -> Random {
         let mut random = Random(seed ^ stream.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         random.next();
         random
@@ -21,12 +21,12 @@ impl Random {
     }
 
     /// Below `limit`.
-    pub(super) fn below(&mut self, limit: u64) -> u64 {
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
         self.next() % limit
     }
 
     /// One of a list.
-    pub(super) fn one_of<T: Copy>(&mut self, list: &[T]) -> T {
+    pub(crate) fn one_of<T: Copy>(&mut self, list: &[T]) -> T {
         let length = u64::try_from(list.len()).unwrap();
         list[usize::try_from(self.below(length)).unwrap()]
     }

@@ -1,0 +1,109 @@
+//! Embeds of a model that is not resident: foreman loads it at a border, once, and then they flow.
+
+use serde_json::{Value, json};
+use stub_ollama::{Action, Fault, Stub, StubConfig};
+
+use super::{ask, given, serve, served};
+use crate::harness::client::post;
+use crate::harness::{Foreman, stub_config};
+
+/// The bodies of the embeds the stub was given, in order.
+fn embeds(stub: &Stub) -> Vec<Value> {
+    let log = stub.log();
+    let embeds = log.iter().filter(|entry| entry.path == "/api/embed");
+    embeds.map(|entry| serde_json::from_slice(&entry.body).unwrap()).collect()
+}
+
+/// Five embeds at once while a chat is in flight: it is not disturbed, one load makes them all run, and that load carries no
+/// input of theirs.
+#[tokio::test]
+async fn an_embedder_that_is_not_resident_is_loaded_once_at_the_border() {
+    for beside in ["off", "auto"] {
+        let stub = Stub::start(StubConfig { max_loaded: 2, ..stub_config(&["a"]) }).await;
+        let foreman = Foreman::start_with(&stub, |raw| raw.beside = given(beside)).await.up().await;
+        let addr = foreman.addr;
+        stub.hold_tokens();
+        let chat = ask(addr, "a", "long");
+        stub.wait_until(|snapshot| snapshot.generating.len() == 1).await;
+        let clients: Vec<_> = (0..5)
+            .map(|number| {
+                let body = json!({ "model": "embed", "input": format!("text {number}") });
+                tokio::spawn(async move { post(addr, "/api/embed", &body).await })
+            })
+            .collect();
+        foreman.wait_for(|status| status["embeds"]["in_flight"] == 5).await;
+        for _ in 0..20 {
+            foreman.status().await;
+        }
+        assert!(embeds(&stub).is_empty(), "nothing is loaded beside a job in flight");
+        stub.release_tokens();
+        served(chat).await;
+        for client in clients {
+            assert_eq!(client.await.unwrap().status, 200);
+        }
+        let embeds = embeds(&stub);
+        assert_eq!(embeds.len(), 6, "{embeds:?}");
+        assert!(embeds[0]["input"].is_null(), "the load is foreman's own: {embeds:?}");
+        assert!(embeds[1..].iter().all(|body| body["input"].is_string()), "{embeds:?}");
+        let counts = stub.counts();
+        assert_eq!((counts.loads, counts.evictions, counts.client_gone), (2, 0, 0), "{beside}");
+        serve(addr, "a", "again").await;
+        assert_eq!(stub.counts().loads, 2, "the worker's model was left alone");
+    }
+}
+
+async fn embed(foreman: &Foreman) -> u16 {
+    let body = json!({ "model": "embed", "input": "x" });
+    post(foreman.addr, "/api/embed", &body).await.status.as_u16()
+}
+
+/// A trial of two worker models beside an embedder that costs the embedder its place has failed, too: from then on foreman
+/// makes room for it, and it stays. (The embedder's loss was overlooked, and all three were taken to fit.)
+#[tokio::test]
+async fn a_trial_that_pushes_the_embedder_out_has_failed() {
+    let stub = Stub::start(StubConfig { max_loaded: 2, ..stub_config(&["a", "b"]) }).await;
+    let foreman = Foreman::start_with(&stub, |raw| raw.beside = given("auto")).await.up().await;
+    serve(foreman.addr, "a", "x").await;
+    assert_eq!(embed(&foreman).await, 200);
+    serve(foreman.addr, "b", "trial").await;
+    assert_eq!(stub.counts().evictions, 1, "Ollama takes the shortest keep_alive: the embedder");
+    for name in ["a", "b", "a"] {
+        assert_eq!(embed(&foreman).await, 200);
+        serve(foreman.addr, name, "x").await;
+        assert!(stub.snapshot().is_resident("embed:latest"));
+    }
+    assert_eq!(stub.counts().evictions, 1);
+    assert_eq!(foreman.status().await["since_start"]["external_unloads"], 0);
+}
+
+/// An embedder that cannot be loaded beside a worker model does not fit beside it: the next time foreman makes room first.
+/// (Its failure was taken for a success, since nothing had gone.)
+#[tokio::test]
+async fn an_embedder_that_cannot_be_loaded_beside_a_model_gets_room() {
+    let stub = Stub::start(StubConfig { max_loaded: 2, ..stub_config(&["a"]) }).await;
+    let foreman = Foreman::start(&stub).await.up().await;
+    serve(foreman.addr, "a", "x").await;
+    // Foreman's own load, and that of the embed itself.
+    let no_room = Action::FailLoad("cudaMalloc failed: out of memory".to_owned());
+    stub.faults(Fault::new(no_room).model("embed").times(2));
+    assert_eq!(embed(&foreman).await, 500, "Ollama tells it why");
+    assert_eq!(embed(&foreman).await, 200);
+    let snapshot = stub.snapshot();
+    assert_eq!((snapshot.counts.unloads, snapshot.counts.evictions), (1, 0));
+    assert!(!snapshot.is_resident("a:latest"), "it made room: {snapshot:?}");
+}
+
+/// An embedder that never loads costs a worker model its place once, not with each embed that somebody tries.
+#[tokio::test]
+async fn an_embedder_that_never_loads_cools_down() {
+    let stub = Stub::start(StubConfig { max_loaded: 2, ..stub_config(&["a"]) }).await;
+    let foreman = Foreman::start(&stub).await.up().await;
+    let broken = Action::FailLoad("unable to load model".to_owned());
+    stub.faults(Fault::new(broken).model("embed").forever());
+    for _ in 0..4 {
+        serve(foreman.addr, "a", "x").await;
+        assert_eq!(embed(&foreman).await, 500);
+    }
+    let counts = stub.counts();
+    assert_eq!((counts.unloads, counts.loads, counts.evictions), (1, 2, 0), "{counts:?}");
+}
