@@ -42,7 +42,11 @@ async fn relay(
     let bytes = match peek(shape(dialect), &read.bytes) {
         Peek::Request(request) => {
             if let Some(model) = not_resident(edge, &request.model) {
-                edge.worker.load_for_embeds(model).await;
+                tokio::select! {
+                    () = edge.worker.load_for_embeds(model) => (),
+                    // The worker pauses until it is back; who waits for vectors is told at once, as by Ollama's absence.
+                    () = edge.health.away() => (),
+                }
             }
             without_keep_alive(read.bytes.clone(), &request.keep_alive_members)
         }

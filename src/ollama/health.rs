@@ -74,10 +74,15 @@ impl Health {
         drop(state.wait_for(|state| matches!(state, Upstream::Up { .. })).await);
     }
 
-    /// Returns when the upstream went away and has come back. Cancel-safe.
-    pub async fn returned(&self) {
+    /// Returns when the upstream does not serve. Cancel-safe.
+    pub async fn away(&self) {
         let mut state = self.state.subscribe();
         drop(state.wait_for(|state| matches!(state, Upstream::Down { .. })).await);
+    }
+
+    /// Returns when the upstream went away and has come back. Cancel-safe.
+    pub async fn returned(&self) {
+        self.away().await;
         self.up().await;
     }
 

@@ -189,3 +189,24 @@ async fn an_embed_that_hangs_is_waited_for_once() {
     assert!(waits[0] > 2 * longest_after, "only the first waits: {waits:?}");
     hanging.abort();
 }
+
+/// An embed that waits for its load is told when Ollama goes away, as one that waits for nothing is. (It waited for the
+/// worker, which waited for Ollama.)
+#[tokio::test]
+async fn an_embed_that_waits_for_its_load_is_told_that_ollama_has_gone() {
+    let stub = Stub::start(stub_config(&["a"])).await;
+    let foreman = Foreman::start(&stub).await.up().await;
+    let addr = foreman.addr;
+    stub.hold_loads();
+    let job = tokio::spawn(async move { post(addr, "/api/chat", &chat("a", "x")).await });
+    stub.wait_until(|snapshot| snapshot.loading.as_deref() == Some("a:latest")).await;
+    let embed = json!({ "model": "embed", "input": "x" });
+    let embed = tokio::spawn(async move { post(addr, "/api/embed", &embed).await });
+    foreman.wait_for(|status| status["embeds"]["in_flight"] == 1).await;
+    stub.set_down(true).await;
+    stub.release_loads();
+    let answer = tokio::time::timeout(crate::harness::DEADLINE, embed).await.unwrap().unwrap();
+    assert_eq!(answer.status, 502, "{}", answer.text());
+    stub.set_down(false).await;
+    assert!(job.await.unwrap().is_whole);
+}
