@@ -21,7 +21,7 @@ fn charges(foreman: &Foreman, answer: &Answer) -> (u32, u32) {
 #[tokio::test]
 async fn a_load_that_hangs_is_given_up_and_its_job_is_served() {
     let stub = Stub::start(stub_config(&["a", "b"])).await;
-    let tweak = |raw: &mut foreman::config::Raw| raw.load_limit = given("300ms");
+    let tweak = |raw: &mut foreman::config::Raw| raw.load_limit = given("1s");
     let foreman = Foreman::start_with(&stub, tweak).await.up().await;
     serve(foreman.addr, "a", "warm").await;
     let hangs = Action::SlowLoad(Duration::from_secs(3_600));
@@ -40,7 +40,7 @@ async fn a_load_that_hangs_is_given_up_and_its_job_is_served() {
 async fn an_ollama_wedged_by_a_pin_is_freed() {
     let stub = Stub::start(stub_config(&["a", "b", "c"])).await;
     let tweak = |raw: &mut foreman::config::Raw| {
-        raw.load_limit = given("300ms");
+        raw.load_limit = given("1s");
         // The first load beside another model unloads nothing, so that the wedge is met by it.
         raw.beside = given("auto");
     };
