@@ -96,7 +96,7 @@ impl App {
             clock,
             tasks: Tasks::default(),
         };
-        let past = past(&tools.store)
+        let past = past(&tools.store, tools.clock.now_ms())
             .await
             .map_err(|fault| StartError::Store { path: config.db.display().to_string(), fault })?;
         let (worker, handle) =
@@ -194,8 +194,8 @@ fn open_store(config: &Config, clock: &Clock) -> Result<Store, StartError> {
 }
 
 /// What earlier runs left for this one.
-async fn past(store: &Store) -> Result<Past, StoreError> {
-    Ok(Past { learned: store.learned().await?, last_seq: store.opening_seq().await? })
+async fn past(store: &Store, now_ms: i64) -> Result<Past, StoreError> {
+    Ok(Past { learned: store.learned(now_ms).await?, last_seq: store.opening_seq().await? })
 }
 
 fn settings(config: &Config) -> Settings {

@@ -29,6 +29,9 @@ const FITS_MAX: u32 = 1_000;
 /// What was learned, by name.
 type ByName = Vec<(String, Vec<Option<i64>>)>;
 
+/// How long it is believed that models do not fit: a week.
+const MISFIT_MS: i64 = 7 * 24 * 60 * 60 * 1_000;
+
 /// All that was learned.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Learned {
@@ -86,12 +89,13 @@ impl Store {
         .await
     }
 
-    /// All that was learned.
+    /// All that was learned. That models do not fit is believed for a week: memory is added, and an upstream that had little
+    /// left once need not have for ever.
     ///
     /// # Errors
     /// Any of the store's.
-    pub async fn learned(&self) -> Result<Learned, StoreError> {
-        self.read(learned).await
+    pub async fn learned(&self, now_ms: i64) -> Result<Learned, StoreError> {
+        self.read(move |tx| learned(tx, now_ms)).await
     }
 }
 
@@ -165,14 +169,16 @@ pub(super) fn forget_unused(tx: &Connection, now_ms: i64) -> Result<(), StoreErr
     Ok(())
 }
 
-fn learned(tx: &Transaction<'_>) -> Result<Learned, StoreError> {
+fn learned(tx: &Transaction<'_>, now_ms: i64) -> Result<Learned, StoreError> {
     let load_times = series(tx, &LOAD_TIMES)?
         .into_iter()
         .map(|(key, times)| (key, times.into_iter().flatten().collect()))
         .collect();
     let fits = tx
-        .prepare_cached("SELECT models, fits FROM fit ORDER BY at_ms, models")?
-        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .prepare_cached(
+            "SELECT models, fits FROM fit WHERE fits = 1 OR at_ms > ?1 ORDER BY at_ms, models",
+        )?
+        .query_map([now_ms.saturating_sub(MISFIT_MS)], |row| Ok((row.get(0)?, row.get(1)?)))?
         .collect::<Result<_, _>>()?;
     Ok(Learned { load_times, gaps: series(tx, &GAPS)?, fits })
 }

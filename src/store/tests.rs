@@ -710,15 +710,17 @@ async fn what_was_learned_survives_and_only_the_last_of_each_counts() {
     store.close().await;
     drop(store);
     let (store, _) = Store::open(&path, 0).unwrap();
-    let learned = store.learned().await.unwrap();
+    let learned = store.learned(0).await.unwrap();
     let load_times = [("b".to_owned(), vec![2, 3, 4, 5, 6]), ("a".to_owned(), vec![5])];
     assert_eq!(learned.load_times, load_times);
     let gaps: Vec<Option<i64>> =
         (8..40).map(|number| (number % 2 == 0).then_some(number)).collect();
     assert_eq!(learned.gaps, [("g".to_owned(), gaps)]);
     assert_eq!(learned.fits, [("a b".to_owned(), false), ("a c".to_owned(), true)]);
+    let a_week_later = store.learned(8 * 24 * 60 * 60 * 1_000).await.unwrap();
+    assert_eq!(a_week_later.fits, [("a c".to_owned(), true)], "a misfit is tried again");
     store.forget_fits().await.unwrap();
-    assert_eq!(store.learned().await.unwrap().fits, []);
+    assert_eq!(store.learned(0).await.unwrap().fits, []);
 }
 
 /// Names that a client can make up (addresses, options) must not fill the disk; the newest is kept even when the clock was
@@ -741,7 +743,7 @@ async fn what_is_learned_is_bounded() {
     store.keep_load_time("new".to_owned(), 2, 1).await.unwrap();
     store.keep_gap("new".to_owned(), None, 1).await.unwrap();
     store.keep_fit("new".to_owned(), false, 1).await.unwrap();
-    let learned = store.learned().await.unwrap();
+    let learned = store.learned(0).await.unwrap();
     assert_eq!(
         (learned.load_times.len(), learned.gaps.len(), learned.fits.len()),
         (1_000, 10_000, 1_000)
@@ -762,7 +764,7 @@ async fn gaps_of_clients_not_seen_for_a_month_are_swept() {
     store.keep_gap("gone".to_owned(), Some(1), DAY_MS).await.unwrap();
     store.keep_gap("here".to_owned(), Some(2), 3 * DAY_MS).await.unwrap();
     store.sweep(0, 32 * DAY_MS).await.unwrap();
-    let learned = store.learned().await.unwrap();
+    let learned = store.learned(0).await.unwrap();
     assert_eq!(learned.gaps, [("here".to_owned(), vec![Some(2)])]);
 }
 
@@ -773,9 +775,9 @@ async fn learned_values_that_cannot_be_read_are_begun_anew() {
     let (store, _) = Store::open(&folder.path().join("a.db"), 0).unwrap();
     let sql = "INSERT INTO gap(name, recent, at_ms) VALUES ('g', 'klingon', 1)";
     store.write(Durability::Process, |tx| Ok(tx.execute(sql, [])?)).await.unwrap();
-    assert_eq!(store.learned().await.unwrap().gaps, [("g".to_owned(), vec![])]);
+    assert_eq!(store.learned(0).await.unwrap().gaps, [("g".to_owned(), vec![])]);
     store.keep_gap("g".to_owned(), Some(5), 2).await.unwrap();
-    assert_eq!(store.learned().await.unwrap().gaps, [("g".to_owned(), vec![Some(5)])]);
+    assert_eq!(store.learned(0).await.unwrap().gaps, [("g".to_owned(), vec![Some(5)])]);
 }
 
 /// A database of the first version, with a job in each kind of state, is brought to the newest with nothing lost.

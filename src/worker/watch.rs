@@ -83,5 +83,8 @@ impl Hands {
             }
         }
         self.tools.residency.clear();
+        if self.settings.embed_model.is_some() {
+            self.handle.warm();
+        }
     }
 }
