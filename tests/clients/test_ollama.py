@@ -493,7 +493,8 @@ def test_two_models_by_turns_cost_fewer_loads_than_jobs(stub_only, place):
     _, through = two_models_by_turns(place, place.client, lambda: sum(place.status()["stored"].values()))
     print(f"{jobs} jobs: straight {direct}, through foreman {through}")
     assert through["loads"] < direct["loads"] <= jobs
-    assert through == {"loads": 2, "evictions": 0}
+    # The first meeting of two models is a trial whether they fit: Ollama may push one out once.
+    assert through["loads"] == 2 and through["evictions"] <= 1
 
 
 def test_jobs_survive_a_kill_of_foreman(stub_only, places):
