@@ -38,10 +38,11 @@ async fn relay(
 ) -> Result<Response, Told> {
     let (parts, incoming) = request.into_parts();
     let read = body::read(edge, incoming, edge.config.body_max).await?;
-    let place = place(edge).await?;
     let bytes = match peek(shape(dialect), &read.bytes) {
         Peek::Request(request) => {
             if let Some(model) = not_resident(edge, &request.model) {
+                // Without a place: embeds of what is resident pass meanwhile.
+                let _waiting = Waiting::begin(&edge.embeds_waiting).ok_or_else(full)?;
                 tokio::select! {
                     () = edge.worker.load_for_embeds(model) => (),
                     // The worker pauses until it is back; who waits for vectors is told at once, as by Ollama's absence.
@@ -52,6 +53,7 @@ async fn relay(
         }
         Peek::Refused(_) => read.bytes.clone(),
     };
+    let place = place(edge).await?;
     let answer = pass::send(edge, parts, full_body(bytes)).await;
     Ok(relayed(answer?, (place, read)))
 }

@@ -77,9 +77,11 @@ enum Loaded {
 }
 
 impl Worker {
-    /// Does what was asked for, in order.
+    /// Does what was asked for by now, in order. What is asked for meanwhile waits for the next border: embeds that push each
+    /// other out, or a warm-up that is asked for again, would keep jobs waiting for ever.
     pub(super) async fn do_chores(&mut self) {
-        while let Ok(chore) = self.chores.try_recv() {
+        for _ in 0..self.chores.len() {
+            let Ok(chore) = self.chores.try_recv() else { return };
             let hands = &self.hands;
             match chore {
                 Chore::Warm => hands.warm().await,
@@ -179,7 +181,12 @@ impl Hands {
                     self.tools.health.lost(&fault.to_string(), self.now_ms());
                 }
             }
-            Watched::Wedged => self.unwedge(&name).await,
+            Watched::Wedged => {
+                self.unwedge(&name).await;
+                if self.embedder().as_ref() != Some(model) {
+                    self.warm_again();
+                }
+            }
         }
         Loaded::Unknown
     }

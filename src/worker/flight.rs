@@ -2,11 +2,46 @@
 
 use crate::domain::job::Kind;
 use crate::domain::model::ModelName;
+use crate::domain::retry::{Fault, Told};
 use crate::domain::schedule::Lane;
 use crate::store::Claim;
 
 use super::Hands;
 use super::conclude::Conclusion;
+
+/// The jobs in flight, by arrival number. A job that was put back may be claimed again before the end of its earlier flight
+/// was noticed: then it is here twice.
+#[derive(Debug, Default)]
+pub(super) struct InFlight(Vec<(i64, Lane)>);
+
+impl InFlight {
+    /// A job was started.
+    pub(super) fn take_off(&mut self, seq: i64, lane: Lane) {
+        self.0.push((seq, lane));
+    }
+
+    /// One flight of a job has ended.
+    pub(super) fn land(&mut self, seq: i64) {
+        if let Some(index) = self.0.iter().position(|(flying, _)| *flying == seq) {
+            self.0.remove(index);
+        }
+    }
+
+    /// How many.
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The lanes of all, one entry a flight.
+    pub(super) fn lanes(&self) -> Vec<Lane> {
+        self.0.iter().map(|(_, lane)| lane.clone()).collect()
+    }
+}
 
 impl Hands {
     /// Runs a claimed job to its conclusion.
@@ -19,8 +54,12 @@ impl Hands {
         };
         let now_ms = self.now_ms();
         match (lane.key(), &conclusion) {
-            (Some(key), Conclusion::Whole | Conclusion::Answered { .. }) => {
-                self.handle.mind().served(claim.id, key, now_ms - began_ms, now_ms);
+            (Some(key), Conclusion::Whole) => {
+                self.handle.mind().served(claim.id, key, Some(now_ms - began_ms), now_ms);
+            }
+            // An error is an answer, but no measure of the work; one that is tried again is not even that.
+            (Some(key), Conclusion::Answered { fault: Fault::Told(Told::Final), .. }) => {
+                self.handle.mind().served(claim.id, key, None, now_ms);
             }
             _ => self.handle.mind().gave_up(claim.id),
         }
@@ -44,5 +83,23 @@ impl Hands {
             }
             Kind::Opaque => self.tools.residency.doubt(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A job was put back, and claimed again before its first flight was noticed to have ended.
+    #[test]
+    fn the_end_of_one_flight_does_not_end_the_next_of_the_same_job() {
+        let mut flying = InFlight::default();
+        flying.take_off(7, Lane::Opaque);
+        flying.take_off(7, Lane::Opaque);
+        flying.land(7);
+        assert_eq!(flying.lanes(), [Lane::Opaque]);
+        flying.land(7);
+        flying.land(7);
+        assert!(flying.is_empty());
     }
 }

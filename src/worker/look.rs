@@ -42,7 +42,7 @@ impl Worker {
             &Installed(&tools.inventory),
             &self.hands.settings.policy,
         );
-        board.in_flight = self.in_flight.iter().map(|(_, lane)| lane.clone()).collect();
+        board.in_flight = self.in_flight.lanes();
         board
     }
 
@@ -54,6 +54,10 @@ impl Worker {
             tracing::warn!(clock.back.ms = self.seen_ms - now_ms, "the clock was set back");
             self.hands.tools.store.clamp_ready(now_ms).await?;
             self.hands.handle.mind().clock_set_back(now_ms);
+            self.hands.tools.residency.clock_set_back(now_ms);
+            for (_, since_ms) in &mut self.missing {
+                *since_ms = (*since_ms).min(now_ms);
+            }
         }
         self.seen_ms = now_ms;
         Ok(())

@@ -112,11 +112,13 @@ impl Mind {
         inner.learning.returns.came_back(followed?.job.0.0, &text, now_ms)
     }
 
-    /// A job on a key has ended with an answer.
-    pub(super) fn served(&self, id: JobId, key: &LoadKey, service_ms: i64, now_ms: i64) {
+    /// A job on a key has ended with an answer; `service_ms` is what it took, where that is a measure.
+    pub(super) fn served(&self, id: JobId, key: &LoadKey, service_ms: Option<i64>, now_ms: i64) {
         let inner = &mut *self.lock();
         let text = key.to_string();
-        inner.learning.rates.served(&text, service_ms);
+        if let Some(service_ms) = service_ms {
+            inner.learning.rates.served(&text, service_ms);
+        }
         inner.learning.visits.worked(&key.model, now_ms);
         inner.threads.ended(id, now_ms, key.clone());
         if let Some(client) = inner.clients.remove(&id) {
@@ -132,7 +134,7 @@ impl Mind {
         inner.clients.remove(&id);
     }
 
-    /// A load succeeded: everything that waits now is its gate.
+    /// A load succeeded: everything that waits now is its gate. `took_ms` is `None` where it only confirmed what was there.
     pub(super) fn loaded(
         &self,
         key: &LoadKey,
@@ -146,7 +148,10 @@ impl Mind {
             inner.learning.load_times.measured(&text, took_ms, size_bytes);
         }
         inner.learning.coolings.loaded(&text);
-        inner.learning.visits.began(&key.model, inner.last_seq, now_ms);
+        match took_ms {
+            Some(_) => inner.learning.visits.began(&key.model, inner.last_seq, now_ms),
+            None => inner.learning.visits.confirmed(&key.model, inner.last_seq, now_ms),
+        }
     }
 
     /// A load failed. Answers how long its key cools down, in milliseconds.

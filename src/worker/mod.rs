@@ -25,7 +25,7 @@ use tokio::sync::mpsc;
 
 use crate::clock::Clock;
 use crate::domain::model::LoadKey;
-use crate::domain::schedule::{Lane, Policy};
+use crate::domain::schedule::Policy;
 use crate::ollama::client::Ollama;
 use crate::ollama::health::Health;
 use crate::ollama::inventory::Inventory;
@@ -35,6 +35,7 @@ use crate::store::{Learned, Store};
 
 pub use border::BorderHold;
 use border::Chore;
+use flight::InFlight;
 pub use handle::{Counts, WorkerHandle};
 pub use mind::Arrival;
 use mind::Mind;
@@ -103,8 +104,8 @@ pub struct Worker {
     warned_at_ms: i64,
     /// Keys that went away with nothing in their place yet, and when foreman had loaded them.
     missing: Vec<(LoadKey, i64)>,
-    /// The jobs in flight, by arrival number.
-    in_flight: Vec<(i64, Lane)>,
+    /// The jobs in flight.
+    in_flight: InFlight,
     landed: mpsc::Receiver<i64>,
     landing: mpsc::Sender<i64>,
 }
@@ -155,7 +156,7 @@ impl Worker {
             seen_ms: 0,
             warned_at_ms: 0,
             missing: Vec::new(),
-            in_flight: Vec::new(),
+            in_flight: InFlight::default(),
             landed,
             landing,
         };

@@ -30,7 +30,10 @@ enum Turn {
         until: Duration,
     },
     /// Nothing more can be dispatched until a job in flight has ended, or another comes.
-    Busy,
+    Busy {
+        /// For this long, unless woken.
+        until: Duration,
+    },
 }
 
 impl Worker {
@@ -51,8 +54,7 @@ impl Worker {
             woken.as_mut().enable();
             let rest = match self.turn().await {
                 Ok(Turn::Acted) => continue,
-                Ok(Turn::Idle { until }) => until.min(REST_MAX),
-                Ok(Turn::Busy) => REST_MAX,
+                Ok(Turn::Idle { until } | Turn::Busy { until }) => until.min(REST_MAX),
                 Err(StoreError::Closed) => {
                     tasks.break_down("store");
                     continue;
@@ -73,7 +75,7 @@ impl Worker {
     }
 
     fn land(&mut self, seq: i64) {
-        self.in_flight.retain(|(flying, _)| *flying != seq);
+        self.in_flight.land(seq);
     }
 
     /// One look and what follows from it.
@@ -82,7 +84,7 @@ impl Worker {
         if self.in_flight.len() >= self.hands.settings.policy.parallel.max(1)
             || (!is_border && !self.chores.is_empty())
         {
-            return Ok(Turn::Busy);
+            return Ok(Turn::Busy { until: REST_MAX });
         }
         let tasks = self.hands.tools.tasks.clone();
         self.notice_outages();
@@ -129,14 +131,15 @@ impl Worker {
         waiting: &[crate::store::WaitingLane],
     ) -> Result<Turn, StoreError> {
         match decision {
-            Decision::Busy => Ok(Turn::Busy),
+            // A slot may be free for a job whose delay ends meanwhile.
+            Decision::Busy => Ok(Turn::Busy { until: self.rest_until(None).await? }),
             Decision::Idle { until_ms } => {
                 let wanted = super::look::wanted(waiting);
                 Ok(Turn::Idle { until: self.rest(&wanted, until_ms).await? })
             }
             Decision::Hold { until_ms, .. } => {
-                let hold_ms = (until_ms - self.hands.now_ms()).max(1);
-                Ok(Turn::Idle { until: Duration::from_millis(u64::try_from(hold_ms).unwrap_or(1)) })
+                // A job of the held key may be among those whose delay ends meanwhile.
+                Ok(Turn::Idle { until: self.rest_until(Some(until_ms)).await? })
             }
             Decision::Run { lane, class, reason } => self.dispatch(lane, class, reason).await,
             Decision::Swap { unload, load, class, reason } => {
@@ -209,7 +212,7 @@ impl Worker {
     /// Starts a claimed job; the loop goes on meanwhile.
     fn take_off(&mut self, claim: Claim, lane: Lane, load_ms: i64) {
         let (seq, hands, landing) = (claim.seq, self.hands.clone(), self.landing.clone());
-        self.in_flight.push((seq, lane.clone()));
+        self.in_flight.take_off(seq, lane.clone());
         self.hands.tools.tasks.spawn_vital("job", async move {
             hands.fly(claim, &lane, load_ms).await;
             if landing.send(seq).await.is_err() {
@@ -224,10 +227,15 @@ impl Worker {
         wanted: &[LoadKey],
         until_ms: Option<i64>,
     ) -> Result<Duration, StoreError> {
+        let release = self.hands.next_release_at_ms(wanted);
+        self.rest_until(release.into_iter().chain(until_ms).min()).await
+    }
+
+    /// How long until then, or until the delay of a job ends.
+    async fn rest_until(&self, until_ms: Option<i64>) -> Result<Duration, StoreError> {
         let now_ms = self.hands.now_ms();
         let next_ready = self.hands.tools.store.next_ready_at_ms(now_ms).await?;
-        let release = self.hands.next_release_at_ms(wanted);
-        let next = next_ready.into_iter().chain(release).chain(until_ms).min();
+        let next = next_ready.into_iter().chain(until_ms).min();
         let wait_ms = next.map_or(i64::MAX, |at_ms| (at_ms - now_ms).max(1));
         Ok(Duration::from_millis(u64::try_from(wait_ms).unwrap_or(1)))
     }

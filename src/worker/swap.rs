@@ -59,7 +59,7 @@ impl Hands {
             // A victim that stays would leave the choice to Ollama: the swap is tried again later instead.
             self.unload(victim).await?;
         }
-        let kept = self.workers_resident();
+        let kept = self.workers_beside(&load.model);
         let installed = self.tools.inventory.find(&load.model);
         let name = installed
             .as_ref()
@@ -68,6 +68,7 @@ impl Hands {
             Watched::Ended(reply) => reply,
             Watched::Wedged => {
                 self.unwedge(&load.to_string()).await;
+                self.warm_again();
                 let text = format!("ollama was stuck while it loaded {load}, and was freed");
                 return Err(Conclusion::failed(Fault::Wedged, 504, text));
             }
@@ -95,10 +96,12 @@ impl Hands {
             Ok(reply) => {
                 self.tools.residency.doubt();
                 let text = reply.error_text();
-                self.note_failed_load(load, &kept);
+                let told = passing(reply.status, &text);
+                // Where nothing was tried, nothing was learned about what fits.
+                let beside = if told == Told::Busy { &[][..] } else { &kept[..] };
+                self.note_failed_load(load, beside);
                 tracing::warn!(load.key = %load, upstream.status = reply.status, upstream.error = %brief(&text), "load failed");
-                let fault = Fault::Told(passing(reply.status, &text));
-                Err(Conclusion::failed(fault, reply.status, text))
+                Err(Conclusion::failed(Fault::Told(told), reply.status, text))
             }
             Err(fault) => {
                 self.tools.residency.doubt();
@@ -111,6 +114,14 @@ impl Hands {
     pub(super) fn workers_resident(&self) -> Vec<ModelName> {
         let held = self.tools.residency.held();
         held.into_iter().filter(|held| !held.is_embedder).map(|held| held.model).collect()
+    }
+
+    /// The worker models in memory beside one that is to be loaded. It may be there itself, to be confirmed: it does not stand
+    /// in its own way.
+    fn workers_beside(&self, load: &ModelName) -> Vec<ModelName> {
+        let mut beside = self.workers_resident();
+        beside.retain(|model| !self.tools.inventory.is_same(model, load));
+        beside
     }
 
     /// Takes a load into account. One that only confirmed what was there is no measure of a load.
@@ -146,7 +157,9 @@ impl Hands {
             return 0;
         }
         let Ok(ps) = self.tools.inventory.ps(&self.tools.ollama).await else { return 0 };
-        let is_gone = |model: &&ModelName| ps.iter().all(|listed| listed.model != **model);
+        let inventory = &self.tools.inventory;
+        let is_gone =
+            |model: &&ModelName| ps.iter().all(|listed| !inventory.is_same(&listed.model, model));
         let gone: Vec<&ModelName> = kept.iter().chain(&embedders).filter(is_gone).collect();
         self.learn_fit(load, kept, gone.is_empty());
         for model in &gone {

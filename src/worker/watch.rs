@@ -83,6 +83,11 @@ impl Hands {
             }
         }
         self.tools.residency.clear();
+    }
+
+    /// Has the configured embedder loaded again after all was unloaded. Not after a wedge in its own load: it would be the
+    /// next one, and so on.
+    pub(super) fn warm_again(&self) {
         if self.settings.embed_model.is_some() {
             self.handle.warm();
         }

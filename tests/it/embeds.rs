@@ -202,7 +202,7 @@ async fn an_embed_that_waits_for_its_load_is_told_that_ollama_has_gone() {
     stub.wait_until(|snapshot| snapshot.loading.as_deref() == Some("a:latest")).await;
     let embed = json!({ "model": "embed", "input": "x" });
     let embed = tokio::spawn(async move { post(addr, "/api/embed", &embed).await });
-    foreman.wait_for(|status| status["embeds"]["in_flight"] == 1).await;
+    foreman.wait_for(|status| status["embeds"]["waiting"] == 1).await;
     stub.set_down(true).await;
     stub.release_loads();
     let answer = tokio::time::timeout(crate::harness::DEADLINE, embed).await.unwrap().unwrap();

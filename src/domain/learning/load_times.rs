@@ -8,6 +8,9 @@ const SAMPLES_MAX: usize = 5;
 /// What a load is taken to need before anything was measured.
 pub const UNMEASURED_MS: i64 = 10_000;
 
+/// No load is taken to have taken longer: the clock was set, or the machine slept. Residence and pauses are multiples of it.
+const MEASURED_MS_MAX: i64 = 15 * 60 * 1_000;
+
 /// Loads whose speed is remembered, over all keys.
 const SPEEDS_MAX: usize = 9;
 
@@ -28,7 +31,8 @@ impl LoadTimes {
             self.by_key.pop_first();
         }
         let times = self.by_key.entry(key.to_owned()).or_default();
-        times.push(took_ms.max(0));
+        let took_ms = took_ms.clamp(0, MEASURED_MS_MAX);
+        times.push(took_ms);
         if times.len() > SAMPLES_MAX {
             times.remove(0);
         }
@@ -64,6 +68,13 @@ fn median(values: &[i64]) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_machine_that_slept_in_a_load_is_not_a_load_of_hours() {
+        let mut times = LoadTimes::default();
+        times.measured("a", 8 * 60 * 60 * 1_000, None);
+        assert_eq!(times.expected_ms("a", None), MEASURED_MS_MAX);
+    }
 
     #[test]
     fn the_median_of_the_last_five_counts_then_size_then_a_guess() {

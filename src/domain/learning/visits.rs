@@ -26,6 +26,14 @@ impl Visits {
         self.0.insert(model.clone(), visit);
     }
 
+    /// A load only confirmed what was there. The visit goes on: begun anew at each failed attempt, it would never have lasted
+    /// long enough for others. One that foreman did not see begin, begins.
+    pub fn confirmed(&mut self, model: &ModelName, gate_seq: i64, now_ms: i64) {
+        if self.0.get(model).is_none_or(|visit| visit.gate_seq == 0) {
+            self.began(model, gate_seq, now_ms);
+        }
+    }
+
     /// A job of the model has ended.
     pub fn worked(&mut self, model: &ModelName, now_ms: i64) {
         if let Some(visit) = self.0.get_mut(model) {
@@ -55,5 +63,27 @@ impl Visits {
     /// Forgets every model but these.
     pub fn retain(&mut self, is_resident: impl Fn(&ModelName) -> bool) {
         self.0.retain(|model, _| is_resident(model));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_confirmation_does_not_begin_a_visit_anew() {
+        let model = ModelName::parse("a").unwrap().name;
+        let mut visits = Visits::default();
+        visits.of(&model, 1_000);
+        visits.confirmed(&model, 5, 2_000);
+        assert_eq!(
+            (visits.of(&model, 3_000).since_ms, visits.of(&model, 3_000).gate_seq),
+            (2_000, 5)
+        );
+        visits.confirmed(&model, 9, 4_000);
+        assert_eq!(
+            (visits.of(&model, 5_000).since_ms, visits.of(&model, 5_000).gate_seq),
+            (2_000, 5)
+        );
     }
 }

@@ -167,6 +167,16 @@ impl Residency {
         self.with(model, |entry| entry.used_at_ms = at_ms);
     }
 
+    /// The clock was set back: nothing was loaded or used in a time to come.
+    pub fn clock_set_back(&self, now_ms: i64) {
+        let mut inner = self.lock();
+        let Inner { entries, former, .. } = &mut *inner;
+        for entry in entries.iter_mut().chain(former) {
+            entry.since_ms = entry.since_ms.min(now_ms);
+            entry.used_at_ms = entry.used_at_ms.min(now_ms);
+        }
+    }
+
     /// Sets after how much idle time a key goes; `None` is never.
     pub fn keep(&self, key: &LoadKey, idle_limit: Option<Duration>) {
         self.with(&key.model, |entry| {

@@ -102,3 +102,13 @@ fn an_older_snapshot_does_not_undo_a_load() {
     assert_eq!(residency.reconcile(asked, &[], |_| false, 2), []);
     assert!(residency.holds(&key("a").model));
 }
+
+/// Else a key that somebody pushes out after that would stay away until the old time has come again.
+#[test]
+fn a_clock_set_back_leaves_nothing_in_the_future() {
+    let residency = unaware();
+    residency.loaded(&key("a"), None, 90_000_000);
+    residency.clock_set_back(5_000);
+    let entry = &residency.entries()[0];
+    assert_eq!((entry.since_ms, entry.used_at_ms), (5_000, 5_000));
+}

@@ -1,7 +1,7 @@
 //! Embeds of a model that is not resident: foreman loads it at a border, once, and then they flow.
 
 use serde_json::{Value, json};
-use stub_ollama::{Action, Fault, Stub, StubConfig};
+use stub_ollama::{Action, Fault, Model, Stub, StubConfig};
 
 use super::{ask, given, serve, served};
 use crate::harness::client::post;
@@ -31,7 +31,7 @@ async fn an_embedder_that_is_not_resident_is_loaded_once_at_the_border() {
                 tokio::spawn(async move { post(addr, "/api/embed", &body).await })
             })
             .collect();
-        foreman.wait_for(|status| status["embeds"]["in_flight"] == 5).await;
+        foreman.wait_for(|status| status["embeds"]["waiting"] == 5).await;
         for _ in 0..20 {
             foreman.status().await;
         }
@@ -106,4 +106,30 @@ async fn an_embedder_that_never_loads_cools_down() {
     }
     let counts = stub.counts();
     assert_eq!((counts.unloads, counts.loads, counts.evictions), (1, 2, 0), "{counts:?}");
+}
+
+/// Embeds that wait for a load take no places: what is resident is embedded meanwhile.
+#[tokio::test]
+async fn embeds_that_wait_for_a_load_hold_up_no_others() {
+    let mut config = StubConfig { max_loaded: 3, num_parallel: 8, ..stub_config(&["a"]) };
+    config.models.push(Model::embedding("other"));
+    let stub = Stub::start(config).await;
+    let foreman =
+        Foreman::start_with(&stub, |raw| raw.embed_parallel = given("1")).await.up().await;
+    let addr = foreman.addr;
+    assert_eq!(embed(&foreman).await, 200);
+    let body = json!({ "model": "a", "prompt": "x", "options": { "num_predict": 1_000_000 } });
+    let mut chat = crate::harness::client::post_stream(addr, "/api/generate", &body).await;
+    chat.next().await.unwrap().unwrap();
+    let body = json!({ "model": "other", "input": "x" });
+    let cold = tokio::spawn(async move { post(addr, "/api/embed", &body).await });
+    foreman
+        .wait_for(|status| {
+            let count = |name: &str| status["embeds"][name].as_u64().unwrap();
+            count("in_flight") + count("waiting") == 1
+        })
+        .await;
+    assert_eq!(embed(&foreman).await, 200);
+    drop(chat);
+    assert_eq!(cold.await.unwrap().status, 200);
 }

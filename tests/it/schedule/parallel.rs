@@ -1,7 +1,7 @@
 //! Jobs side by side: of one model only, within `FOREMAN_PARALLEL`, and all of them ended before anything is swapped.
 
 use foreman::app::Stopped;
-use stub_ollama::{Stub, StubConfig};
+use stub_ollama::{Action, Fault, Stage, Stub, StubConfig};
 
 use super::{ask, given, known, serve, served};
 use crate::harness::{Foreman, stub_config};
@@ -113,4 +113,34 @@ async fn jobs_side_by_side_are_of_one_model_though_two_are_resident() {
     let counts = stub.counts();
     assert_eq!((counts.models_generating_max, counts.loads, counts.unloads), (1, 2, 0));
     assert!(counts.generations_max > 1, "{counts:?}");
+}
+
+/// A job whose delay ends while another is in flight takes the free slot; it does not wait for the other to end.
+#[tokio::test]
+async fn a_delayed_job_takes_a_free_slot_when_its_delay_ends() {
+    let stub = Stub::start(StubConfig { num_parallel: 3, ..stub_config(&["a"]) }).await;
+    let tweak = |raw: &mut foreman::config::Raw| {
+        raw.parallel = given("3");
+        raw.retry_delay = given("2s");
+        // No poll wakes the worker.
+        raw.poll_interval = given("1h");
+    };
+    let foreman = Foreman::start_with(&stub, tweak).await.up().await;
+    serve(foreman.addr, "a", "warm").await;
+    let passing = Action::Answer {
+        status: 502,
+        text: "passing".to_owned(),
+        retry_after_seconds: None,
+        stage: Stage::BeforeLoad,
+    };
+    stub.faults(Fault::new(passing).path("/api/chat").times(1));
+    let delayed = ask(foreman.addr, "a", "delayed");
+    foreman.wait_for(|status| status["since_start"]["retries"] == 1).await;
+    stub.hold_tokens();
+    let long = ask(foreman.addr, "a", "long");
+    stub.wait_until(|snapshot| snapshot.generating.len() == 1).await;
+    stub.wait_until(|snapshot| snapshot.generating.len() == 2).await;
+    stub.release_tokens();
+    served(long).await;
+    served(delayed).await;
 }
