@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Beside, Config};
 use crate::guard::Guard;
 use crate::http::{Edge, accept};
 use crate::ollama::client::Ollama;
@@ -96,6 +96,14 @@ impl App {
             clock,
             tasks: Tasks::default(),
         };
+        if config.beside == Beside::Off {
+            // Who switches it off and on again has them tried anew.
+            let forgotten = tools.store.forget_fits().await;
+            forgotten.map_err(|fault| StartError::Store {
+                path: config.db.display().to_string(),
+                fault,
+            })?;
+        }
         let past = past(&tools.store, tools.clock.now_ms())
             .await
             .map_err(|fault| StartError::Store { path: config.db.display().to_string(), fault })?;

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::domain::schedule::Beside;
+pub use crate::domain::schedule::Beside;
 use crate::ollama::url::UpstreamUrl;
 
 mod classes;

@@ -9,12 +9,13 @@ use ulid::Ulid;
 use crate::domain::job::{Class, JobId};
 use crate::domain::learning::{Held, Learning, Models, Waiting};
 use crate::domain::model::{LoadKey, ModelName};
-use crate::domain::schedule::{Decision, Lane, Reason, decide};
+use crate::domain::schedule::{Beside, Decision, Lane, Policy, Reason, decide};
 use crate::domain::threads::Threads;
 use crate::domain::whom::{ClientId, Whom};
 
 use super::report::Report;
 use super::trace::{Job, Trace, TraceFault, load_key};
+use super::units::{US_PER_MS, ms, seconds, us};
 use super::{Chooser, Setup};
 
 /// Replays a trace.
@@ -26,9 +27,6 @@ pub fn replay(trace: &Trace, setup: &Setup) -> Result<Report, TraceFault> {
     day.run();
     Ok(day.report())
 }
-
-const US_PER_S: f64 = 1_000_000.0;
-const US_PER_MS: u64 = 1_000;
 
 /// A job that has arrived.
 #[derive(Debug, Clone)]
@@ -311,8 +309,10 @@ impl<'a> Day<'a> {
                 is_embedder: false,
             })
             .collect();
-        let policy = &self.setup.policy;
-        let mut board = self.learning.board(now_ms, &waiting, &held, &NoModels, policy);
+        // With one slot there is nothing to try.
+        let beside = if self.slots == 1 { Beside::Off } else { self.setup.policy.beside };
+        let policy = Policy { beside, ..self.setup.policy.clone() };
+        let mut board = self.learning.board(now_ms, &waiting, &held, &NoModels, &policy);
         let flying = self.in_flight.iter().map(|job| self.keys[self.jobs[*job].lane].clone());
         board.in_flight = flying.map(Lane::Key).collect();
         decide(&board)
@@ -381,20 +381,4 @@ impl<'a> Day<'a> {
 
 fn job_id(job: usize) -> JobId {
     JobId(Ulid::from_parts(0, u128::try_from(job).unwrap_or(u128::MAX)))
-}
-
-fn us(seconds: f64) -> u64 {
-    let us = (seconds * US_PER_S).round();
-    // `SECONDS_MAX` keeps this far inside.
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 3.2e15")]
-    let us = us as u64;
-    us
-}
-
-fn ms(us: u64) -> i64 {
-    i64::try_from(us / US_PER_MS).unwrap_or(i64::MAX)
-}
-
-fn seconds(us: u64) -> f64 {
-    us as f64 / US_PER_S
 }

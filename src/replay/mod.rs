@@ -6,6 +6,7 @@ mod engine;
 mod report;
 mod table;
 mod trace;
+mod units;
 
 use crate::domain::schedule::Policy;
 

@@ -80,16 +80,23 @@ impl Worker {
     /// Does what was asked for by now, in order. What is asked for meanwhile waits for the next border: embeds that push each
     /// other out, or a warm-up that is asked for again, would keep jobs waiting for ever.
     pub(super) async fn do_chores(&mut self) {
-        for _ in 0..self.chores.len() {
-            let Ok(chore) = self.chores.try_recv() else { return };
+        let waiting = std::mem::take(&mut self.put_off);
+        let asked = (0..self.chores.len()).map_while(|_| self.chores.try_recv().ok());
+        let chores: Vec<Chore> = waiting.into_iter().chain(asked).collect();
+        for chore in chores {
             let hands = &self.hands;
             match chore {
                 Chore::Warm => hands.warm().await,
                 Chore::Embed { model, done } => {
-                    if !done.is_closed() {
-                        hands.load_for_embeds(&model).await;
-                    }
                     // Whoever asked may have left meanwhile.
+                    if done.is_closed() {
+                        continue;
+                    }
+                    if hands.is_too_early_for(&model).await {
+                        self.put_off.push(Chore::Embed { model, done });
+                        continue;
+                    }
+                    hands.load_for_embeds(&model).await;
                     drop(done);
                 }
                 Chore::Release { model, done } => {
@@ -116,6 +123,38 @@ impl Hands {
         self.tools.residency.doubt();
     }
 
+    /// Whether a model that embeds wait for would push out one that has jobs and has not stayed for its residence: like any
+    /// other swap, that one would cost more loads than it serves.
+    async fn is_too_early_for(&self, model: &ModelName) -> bool {
+        if self.tools.residency.holds(model) {
+            return false;
+        }
+        let victims = self.victims_of_embeds(model);
+        let now_ms = self.now_ms();
+        let is_young = |victim: &&ModelName| self.handle.mind().stays_until_ms(victim) > now_ms;
+        if !victims.iter().any(|victim| is_young(&victim)) {
+            return false;
+        }
+        // A store that cannot answer is no reason to wait.
+        let waiting = self.tools.store.waiting_lanes(now_ms).await.unwrap_or_default();
+        let ready = waiting.iter().filter_map(super::look::ready);
+        let mut busy = ready.filter_map(|ready| Some(ready.lane.key()?.model.clone()));
+        busy.any(|busy| victims.iter().filter(is_young).any(|victim| *victim == busy))
+    }
+
+    /// The models that have to go for one that embeds wait for.
+    fn victims_of_embeds(&self, model: &ModelName) -> Vec<ModelName> {
+        let key = LoadKey::new(model.clone(), RunnerOptions::default());
+        let held = self.tools.residency.held();
+        let trials = match (self.is_embedder(model), self.settings.policy.beside) {
+            (true, _) => Trials::All,
+            (false, Beside::Auto) => Trials::One,
+            (false, Beside::Off) => Trials::Alone,
+        };
+        let installed = Installed(&self.tools.inventory);
+        self.handle.mind().victims(&key, &held, &installed, trials)
+    }
+
     /// Makes a model resident that embeds wait for, unless it is meanwhile. What cannot be loaded is left to the embeds
     /// themselves: Ollama tells them why.
     async fn load_for_embeds(&self, model: &ModelName) {
@@ -127,14 +166,7 @@ impl Hands {
             // Nothing makes room for what does not load anyway.
             return;
         }
-        let held = self.tools.residency.held();
-        let trials = match (self.is_embedder(model), self.settings.policy.beside) {
-            (true, _) => Trials::All,
-            (false, Beside::Auto) => Trials::One,
-            (false, Beside::Off) => Trials::Alone,
-        };
-        let installed = Installed(&self.tools.inventory);
-        let victims = self.handle.mind().victims(&key, &held, &installed, trials);
+        let victims = self.victims_of_embeds(model);
         if !self.is_embedder(model) {
             // A model that also generates is the worker's like any other.
             if self.swap(&victims, &key, Reason::Embed).await.is_err() {

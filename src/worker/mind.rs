@@ -19,6 +19,9 @@ use crate::store::Learned;
 /// Decisions remembered for `foreman status --explain`: the last few minutes of a busy day.
 const DECISIONS_MAX: usize = 50;
 
+/// A model stays for at least so many of its load times where something else than a job wants its place.
+const RESIDENCE_LOADS: i64 = 8;
+
 /// Between the names of a set of models in the store. No digest and no name holds it.
 const BETWEEN_NAMES: char = '\n';
 
@@ -195,6 +198,14 @@ impl Mind {
     /// The clock was set back.
     pub(super) fn clock_set_back(&self, now_ms: i64) {
         self.lock().learning.clock_set_back(now_ms);
+    }
+
+    /// Until when a model in memory should stay for its load to have been worth it.
+    pub(super) fn stays_until_ms(&self, model: &ModelName) -> i64 {
+        let inner = self.lock();
+        let Some(visit) = inner.learning.visits.peek(model) else { return 0 };
+        let load_ms = inner.learning.load_times.expected_ms(&model.to_string(), None);
+        visit.since_ms.saturating_add(load_ms.saturating_mul(RESIDENCE_LOADS))
     }
 
     /// Which models have to go before a key is loaded.

@@ -104,6 +104,8 @@ pub struct Worker {
     warned_at_ms: i64,
     /// Keys that went away with nothing in their place yet, and when foreman had loaded them.
     missing: Vec<(LoadKey, i64)>,
+    /// Loads for embeds that would push out a model too early.
+    put_off: Vec<Chore>,
     /// The jobs in flight.
     in_flight: InFlight,
     landed: mpsc::Receiver<i64>,
@@ -156,6 +158,7 @@ impl Worker {
             seen_ms: 0,
             warned_at_ms: 0,
             missing: Vec::new(),
+            put_off: Vec::new(),
             in_flight: InFlight::default(),
             landed,
             landing,

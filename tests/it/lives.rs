@@ -183,8 +183,18 @@ impl Life<'_> {
         }
     }
 
+    /// A delay that was seen to be over stays over, also when the clock is set back after that.
+    fn end_delays(&mut self) {
+        let (now_ms, latest_ms) = (self.now_ms, self.now_ms + DELAY_MS_MAX);
+        let is_over = |at_ms: i64| at_ms <= now_ms || at_ms > latest_ms;
+        for job in self.jobs.iter_mut().filter(|job| job.is_waiting && is_over(job.not_before_ms)) {
+            job.not_before_ms = 0;
+        }
+    }
+
     /// What the worker does in a turn, up to the end of the job.
     async fn turn(&mut self, outcome: Outcome) {
+        self.end_delays();
         let waiting = self.store().waiting_lanes(self.now_ms).await.unwrap();
         let ready = |waiting: &foreman::store::WaitingLane| {
             let head = waiting.head.as_ref()?;
@@ -255,12 +265,9 @@ impl Life<'_> {
         let text = lane.to_string();
         let claim = self.store().claim(text.clone(), class, event, self.now_ms).await.unwrap();
         let claim = claim.expect("the scheduler named a lane without a ready job");
-        let (now_ms, latest_ms) = (self.now_ms, self.now_ms + DELAY_MS_MAX);
+        self.end_delays();
         let is_ready = |job: &&Job| {
-            job.is_waiting
-                && job.lane == text
-                && job.class == class
-                && (job.not_before_ms <= now_ms || job.not_before_ms > latest_ms)
+            job.is_waiting && job.lane == text && job.class == class && job.not_before_ms == 0
         };
         let first = self.jobs.iter().filter(is_ready).map(|job| job.seq).min();
         assert_eq!(Some(claim.seq), first, "not the first of {text} {class:?}");

@@ -92,8 +92,15 @@ fn rate(arrivals_ms: &VecDeque<i64>, now_ms: i64) -> f64 {
     if arrivals_ms.len() < ARRIVALS_MIN {
         return 0.0;
     }
-    let span_ms = i32::try_from((now_ms - first_ms).max(100)).unwrap_or(i32::MAX);
-    let gaps = u16::try_from(arrivals_ms.len() - 1).unwrap_or(u16::MAX);
+    // A burst that is over must not count as a steady flow: what came lately counts too.
+    let lately_ms = arrivals_ms.iter().rev().nth(ARRIVALS_MIN - 1).unwrap_or(first_ms);
+    per_ms(arrivals_ms.len(), now_ms - first_ms).min(per_ms(ARRIVALS_MIN, now_ms - lately_ms))
+}
+
+/// So many arrivals in such a time.
+fn per_ms(arrivals: usize, span_ms: i64) -> f64 {
+    let span_ms = i32::try_from(span_ms.max(100)).unwrap_or(i32::MAX);
+    let gaps = u16::try_from(arrivals.saturating_sub(1)).unwrap_or(u16::MAX);
     f64::from(gaps) / f64::from(span_ms)
 }
 
@@ -112,6 +119,20 @@ mod tests {
         let (all, strangers) = rates.arrivals_per_ms("a", 7_000);
         assert!((all - 0.001).abs() < 1e-9 && strangers == 0.0, "{all} {strangers}");
         assert!(rates.arrivals_per_ms("a", 70_000).0 < 0.000_2);
+    }
+
+    /// A burst of one-shot requests was waited for long after it had ended.
+    #[test]
+    fn a_burst_that_is_over_is_no_steady_flow() {
+        let mut rates = Rates::default();
+        for _ in 0..24 {
+            rates.arrived("a", 0, true);
+        }
+        for at_ms in (1..=8).map(|n| n * 2_000) {
+            rates.arrived("a", at_ms, true);
+        }
+        let (all, strangers) = rates.arrivals_per_ms("a", 17_000);
+        assert!(all < 0.000_6 && strangers < 0.000_6, "{all} {strangers}");
     }
 
     #[test]

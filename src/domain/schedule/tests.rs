@@ -169,6 +169,20 @@ fn what_fits_beside_is_loaded_in_its_turn_without_unloading() {
 }
 
 #[test]
+fn a_key_never_seen_beside_the_resident_one_is_tried_once_its_job_has_waited_for_two_loads() {
+    let mine = queue("a", &[Head { jobs: 60, ..head(Class::Interactive, 5, 500) }]);
+    let meeting = |waited_ms| {
+        let mut board = board(&[waiting("b", 1, waited_ms), mine.clone()], &[resident("a", 1_000)]);
+        for queue in &mut board.queues {
+            queue.unload.clear();
+        }
+        choice(&board)
+    };
+    assert_eq!(meeting(19_000), told("a", "drain"));
+    assert_eq!(meeting(20_000), told("b", "beside"));
+}
+
+#[test]
 fn a_job_about_to_be_late_makes_the_resident_key_leave_after_gate_and_residence() {
     // Due in 12 s, and its load takes 10 s: after one more job of 3 s it would be late.
     let late = waiting("b", 1, 108_000);

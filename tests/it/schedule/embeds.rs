@@ -133,3 +133,40 @@ async fn embeds_that_wait_for_a_load_hold_up_no_others() {
     drop(chat);
     assert_eq!(cold.await.unwrap().status, 200);
 }
+
+/// One slot, a flow of chats and a flow of embeds: like any other swap, an embedder waits until what it pushes out has stayed
+/// for its residence, and the chats go on. (Each embed had the border at once: two chats for each load.)
+#[tokio::test]
+async fn embeds_do_not_push_a_busy_model_out_for_each_of_them() {
+    let config = stub_config(&["a"]);
+    let slow =
+        |model: &Model| Model { load_time: std::time::Duration::from_millis(50), ..model.clone() };
+    let models = config.models.iter().map(slow).collect();
+    let stub = Stub::start(StubConfig { models, max_loaded: 1, ..config }).await;
+    let foreman = Foreman::start_with(&stub, |raw| raw.beside = given("auto")).await.up().await;
+    let addr = foreman.addr;
+    serve(addr, "a", "first").await;
+    // The first meeting is a trial: it teaches that the two do not fit.
+    assert_eq!(embed(&foreman).await, 200);
+    let chats: Vec<_> = (0..2)
+        .map(|_| {
+            tokio::spawn(async move {
+                for _ in 0..100 {
+                    served(ask(addr, "a", "x")).await;
+                }
+            })
+        })
+        .collect();
+    let embeds = tokio::spawn(async move {
+        loop {
+            let body = json!({ "model": "embed", "input": "x" });
+            assert_eq!(post(addr, "/api/embed", &body).await.status, 200);
+        }
+    });
+    for client in chats {
+        client.await.unwrap();
+    }
+    embeds.abort();
+    let loads = stub.counts().loads_by_model["a:latest"];
+    assert!(loads <= 40, "{loads} loads of the chats' model for 200 chats");
+}
