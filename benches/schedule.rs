@@ -18,11 +18,10 @@ use std::time::Instant;
 use bytes::Bytes;
 use foreman::domain::dialect::Dialect;
 use foreman::domain::job::{Class, Event, JobId, Kind};
-use foreman::domain::learning::{Held, Learning, Models, Waiting};
-use foreman::domain::model::ModelName;
+use foreman::domain::learning::{Held, Learning, NamesOnly, Waiting};
 use foreman::domain::schedule::{Board, Decision, Lane, Policy, decide};
 use foreman::replay::{Form, Setup, Trace, Workload, suite, workload_of};
-use foreman::store::{Admission, NewJob, QueueLimits, Store};
+use foreman::store::{Admission, NewJob, QueueLimits, Store, WaitingLane};
 use tokio::task::JoinSet;
 use ulid::Ulid;
 
@@ -87,19 +86,10 @@ async fn decisions() {
 async fn look(store: &Store, learning: &mut Learning, held: &[Held], round: usize) -> Board {
     let now_ms = 1_000 + i64::try_from(round).unwrap();
     let lanes = store.waiting_lanes(now_ms).await.unwrap();
-    let waiting = lanes.iter().filter_map(|lane| {
-        let head = lane.head?;
-        Some(Waiting {
-            lane: Lane::from_text(&lane.lane)?,
-            class: lane.class,
-            jobs: lane.jobs,
-            seq: head.seq,
-            ready_at_ms: head.ready_at_ms,
-        })
-    });
-    let waiting: Vec<Waiting> = waiting.collect();
+    let waiting: Vec<Waiting> = lanes.iter().filter_map(WaitingLane::ready).collect();
     assert!(waiting.len() >= KEYS.min(3), "the lanes are those of load keys");
-    learning.board(now_ms, &waiting, held, &NoModels, &Policy::default())
+    learning.see(held, now_ms);
+    learning.board(now_ms, &waiting, held, &NamesOnly, &Policy::default())
 }
 
 /// As much as is ever learned about each key.
@@ -119,19 +109,6 @@ fn learned() -> Learning {
 fn held() -> Vec<Held> {
     let Some(Lane::Key(key)) = Lane::from_text(&lane(0)) else { return Vec::new() };
     vec![Held { model: key.model.clone(), key: Some(key), is_embedder: false }]
-}
-
-/// A model is its name, and sizes are unknown.
-struct NoModels;
-
-impl Models for NoModels {
-    fn size_bytes(&self, _model: &ModelName) -> Option<i64> {
-        None
-    }
-
-    fn identity(&self, model: &ModelName) -> String {
-        model.to_string()
-    }
 }
 
 async fn fill(store: &Store, jobs: usize) {

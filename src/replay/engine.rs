@@ -3,11 +3,11 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
-use crate::domain::bound::{Window, lower_bound};
 use ulid::Ulid;
 
+use crate::domain::bound::{Window, lower_bound};
 use crate::domain::job::{Class, JobId};
-use crate::domain::learning::{Held, Learning, Models, Waiting};
+use crate::domain::learning::{Held, Learning, NamesOnly, Waiting};
 use crate::domain::model::{LoadKey, ModelName};
 use crate::domain::schedule::{Beside, Decision, Lane, Policy, Reason, decide};
 use crate::domain::threads::Threads;
@@ -74,19 +74,6 @@ struct Day<'a> {
     windows: Vec<Window<usize>>,
     latency_us: u64,
     report: Report,
-}
-
-/// In a replay a model is its name, and sizes are unknown.
-struct NoModels;
-
-impl Models for NoModels {
-    fn size_bytes(&self, _model: &ModelName) -> Option<i64> {
-        None
-    }
-
-    fn identity(&self, model: &ModelName) -> String {
-        model.to_string()
-    }
 }
 
 impl<'a> Day<'a> {
@@ -312,7 +299,8 @@ impl<'a> Day<'a> {
         // With one slot there is nothing to try.
         let beside = if self.slots == 1 { Beside::Off } else { self.setup.policy.beside };
         let policy = Policy { beside, ..self.setup.policy.clone() };
-        let mut board = self.learning.board(now_ms, &waiting, &held, &NoModels, &policy);
+        self.learning.see(&held, now_ms);
+        let mut board = self.learning.board(now_ms, &waiting, &held, &NamesOnly, &policy);
         let flying = self.in_flight.iter().map(|job| self.keys[self.jobs[*job].lane].clone());
         board.in_flight = flying.map(Lane::Key).collect();
         decide(&board)

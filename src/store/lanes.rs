@@ -5,6 +5,8 @@
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Transaction, params};
 
 use crate::domain::job::Class;
+use crate::domain::learning::Waiting;
+use crate::domain::schedule::Lane;
 
 use super::error::StoreError;
 use super::rows;
@@ -30,6 +32,19 @@ pub struct WaitingHead {
     pub seq: i64,
     /// Since when it may run (milliseconds since 1970): its admission, or the end of its last delay. Never in the future.
     pub ready_at_ms: i64,
+}
+
+impl WaitingLane {
+    /// What the scheduler sees of it; `None` if none of its jobs is ready, or this version cannot read the lane.
+    pub fn ready(&self) -> Option<Waiting> {
+        let head = self.head.as_ref()?;
+        let Some(lane) = Lane::from_text(&self.lane) else {
+            tracing::debug!(job.lane = %self.lane, "jobs wait in a lane that this version cannot read");
+            return None;
+        };
+        let (class, jobs) = (self.class, self.jobs);
+        Some(Waiting { lane, class, jobs, seq: head.seq, ready_at_ms: head.ready_at_ms })
+    }
 }
 
 impl Store {

@@ -11,6 +11,7 @@ use crate::domain::schedule::{Beside, Reason};
 use crate::ollama::calls::Stay;
 use crate::ollama::client::SendError;
 use crate::ollama::residency::Entry;
+use crate::store::WaitingLane;
 
 use super::mind::Installed;
 use super::run::later;
@@ -129,17 +130,20 @@ impl Hands {
         if self.tools.residency.holds(model) {
             return false;
         }
-        let victims = self.victims_of_embeds(model);
-        let now_ms = self.now_ms();
-        let is_young = |victim: &&ModelName| self.handle.mind().stays_until_ms(victim) > now_ms;
-        if !victims.iter().any(|victim| is_young(&victim)) {
+        let (victims, now_ms) = (self.victims_of_embeds(model), self.now_ms());
+        let (mind, installed) = (self.handle.mind(), Installed(&self.tools.inventory));
+        let mut young = self.tools.residency.held();
+        young.retain(|held| {
+            victims.contains(&held.model) && mind.stays_until_ms(held, &installed) > now_ms
+        });
+        if young.is_empty() {
             return false;
         }
         // A store that cannot answer is no reason to wait.
         let waiting = self.tools.store.waiting_lanes(now_ms).await.unwrap_or_default();
-        let ready = waiting.iter().filter_map(super::look::ready);
-        let mut busy = ready.filter_map(|ready| Some(ready.lane.key()?.model.clone()));
-        busy.any(|busy| victims.iter().filter(is_young).any(|victim| *victim == busy))
+        let ready = waiting.iter().filter_map(WaitingLane::ready);
+        let mut wanted = ready.filter_map(|ready| Some(ready.lane.key()?.model.clone()));
+        wanted.any(|model| young.iter().any(|held| held.model == model))
     }
 
     /// The models that have to go for one that embeds wait for.

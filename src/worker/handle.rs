@@ -112,7 +112,7 @@ impl WorkerHandle {
         inventory: &Inventory,
         policy: &Policy,
     ) -> Vec<String> {
-        let waiting: Vec<_> = waiting.iter().filter_map(super::look::ready).collect();
+        let waiting: Vec<_> = waiting.iter().filter_map(WaitingLane::ready).collect();
         let board = self.mind.board(now_ms, &waiting, held, &Installed(inventory), policy);
         service_order(&board).iter().map(ToString::to_string).collect()
     }

@@ -33,12 +33,15 @@ pub(super) fn wanted(waiting: &[WaitingLane]) -> Vec<LoadKey> {
 impl Worker {
     /// The board of now.
     pub(super) fn board(&self, waiting: &[WaitingLane]) -> Board {
-        let waiting: Vec<Waiting> = waiting.iter().filter_map(ready).collect();
+        let waiting: Vec<Waiting> = waiting.iter().filter_map(WaitingLane::ready).collect();
         let tools = &self.hands.tools;
-        let mut board = self.hands.handle.mind().board(
-            tools.clock.now_ms(),
+        let (mind, held, now_ms) =
+            (self.hands.handle.mind(), tools.residency.held(), tools.clock.now_ms());
+        mind.see(&held, now_ms);
+        let mut board = mind.board(
+            now_ms,
             &waiting,
-            &tools.residency.held(),
+            &held,
             &Installed(&tools.inventory),
             &self.hands.settings.policy,
         );
@@ -148,20 +151,4 @@ impl Hands {
         self.embedder().is_some_and(|name| self.tools.inventory.is_same(&name, model))
             || self.tools.inventory.is_embedder(model)
     }
-}
-
-/// A class of a lane with a job that is ready.
-pub(super) fn ready(waiting: &WaitingLane) -> Option<Waiting> {
-    let head = waiting.head.as_ref()?;
-    let Some(lane) = Lane::from_text(&waiting.lane) else {
-        tracing::debug!(job.lane = %waiting.lane, "jobs wait in a lane that this version cannot read");
-        return None;
-    };
-    Some(Waiting {
-        lane,
-        class: waiting.class,
-        jobs: waiting.jobs,
-        seq: head.seq,
-        ready_at_ms: head.ready_at_ms,
-    })
 }

@@ -19,9 +19,6 @@ use crate::store::Learned;
 /// Decisions remembered for `foreman status --explain`: the last few minutes of a busy day.
 const DECISIONS_MAX: usize = 50;
 
-/// A model stays for at least so many of its load times where something else than a job wants its place.
-const RESIDENCE_LOADS: i64 = 8;
-
 /// Between the names of a set of models in the store. No digest and no name holds it.
 const BETWEEN_NAMES: char = '\n';
 
@@ -201,11 +198,8 @@ impl Mind {
     }
 
     /// Until when a model in memory should stay for its load to have been worth it.
-    pub(super) fn stays_until_ms(&self, model: &ModelName) -> i64 {
-        let inner = self.lock();
-        let Some(visit) = inner.learning.visits.peek(model) else { return 0 };
-        let load_ms = inner.learning.load_times.expected_ms(&model.to_string(), None);
-        visit.since_ms.saturating_add(load_ms.saturating_mul(RESIDENCE_LOADS))
+    pub(super) fn stays_until_ms(&self, held: &Held, models: &dyn Models) -> i64 {
+        self.lock().learning.stays_until_ms(held, models)
     }
 
     /// Which models have to go before a key is loaded.
@@ -217,6 +211,11 @@ impl Mind {
         trials: Trials,
     ) -> Vec<ModelName> {
         self.lock().learning.victims(Some(key), held, models, trials)
+    }
+
+    /// Takes in what is in memory.
+    pub(super) fn see(&self, held: &[Held], now_ms: i64) {
+        self.lock().learning.see(held, now_ms);
     }
 
     /// The board of now.

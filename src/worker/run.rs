@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use crate::clock;
 use crate::domain::job::{Class, Event};
-use crate::domain::model::LoadKey;
+use crate::domain::model::{LoadKey, ModelName};
 use crate::domain::schedule::{Decision, Lane, Reason, decide};
-use crate::store::{Claim, StoreError};
+use crate::store::{Claim, StoreError, WaitingLane};
 
 use super::Worker;
 use super::conclude::Conclusion;
@@ -24,13 +24,8 @@ const REST_MAX: Duration = Duration::from_secs(30);
 enum Turn {
     /// Something was done; look again.
     Acted,
-    /// Nothing is ready, or a key is held.
-    Idle {
-        /// For this long, unless woken.
-        until: Duration,
-    },
-    /// Nothing more can be dispatched until a job in flight has ended, or another comes.
-    Busy {
+    /// Nothing can be dispatched now: nothing is ready, a key is held, or a job in flight has to end first.
+    Rest {
         /// For this long, unless woken.
         until: Duration,
     },
@@ -54,7 +49,7 @@ impl Worker {
             woken.as_mut().enable();
             let rest = match self.turn().await {
                 Ok(Turn::Acted) => continue,
-                Ok(Turn::Idle { until } | Turn::Busy { until }) => until.min(REST_MAX),
+                Ok(Turn::Rest { until }) => until.min(REST_MAX),
                 Err(StoreError::Closed) => {
                     tasks.break_down("store");
                     continue;
@@ -84,7 +79,7 @@ impl Worker {
         if self.in_flight.len() >= self.hands.settings.policy.parallel.max(1)
             || (!is_border && !self.chores.is_empty())
         {
-            return Ok(Turn::Busy { until: REST_MAX });
+            return Ok(Turn::Rest { until: REST_MAX });
         }
         let tasks = self.hands.tools.tasks.clone();
         self.notice_outages();
@@ -128,18 +123,18 @@ impl Worker {
     async fn act(
         &mut self,
         decision: Decision,
-        waiting: &[crate::store::WaitingLane],
+        waiting: &[WaitingLane],
     ) -> Result<Turn, StoreError> {
         match decision {
             // A slot may be free for a job whose delay ends meanwhile.
-            Decision::Busy => Ok(Turn::Busy { until: self.rest_until(None).await? }),
+            Decision::Busy => Ok(Turn::Rest { until: self.rest_until(None).await? }),
             Decision::Idle { until_ms } => {
                 let wanted = super::look::wanted(waiting);
-                Ok(Turn::Idle { until: self.rest(&wanted, until_ms).await? })
+                Ok(Turn::Rest { until: self.rest(&wanted, until_ms).await? })
             }
             Decision::Hold { until_ms, .. } => {
                 // A job of the held key may be among those whose delay ends meanwhile.
-                Ok(Turn::Idle { until: self.rest_until(Some(until_ms)).await? })
+                Ok(Turn::Rest { until: self.rest_until(Some(until_ms)).await? })
             }
             Decision::Run { lane, class, reason } => self.dispatch(lane, class, reason).await,
             Decision::Swap { unload, load, class, reason } => {
@@ -180,7 +175,7 @@ impl Worker {
     async fn swap_and_dispatch(
         &mut self,
         claim: Claim,
-        unload: &[crate::domain::model::ModelName],
+        unload: &[ModelName],
         load: &LoadKey,
         reason: Reason,
     ) {

@@ -8,11 +8,11 @@ use std::path::Path;
 use bytes::Bytes;
 use foreman::domain::dialect::Dialect;
 use foreman::domain::job::{Class, Event, JobId, Kind, State};
-use foreman::domain::learning::{Held, Learning, Models, Waiting};
+use foreman::domain::learning::{Held, Learning, NamesOnly, Waiting};
 use foreman::domain::model::{LoadKey, ModelName, RunnerOptions};
 use foreman::domain::retry::Charge;
 use foreman::domain::schedule::{Decision, Lane, Policy, decide};
-use foreman::store::{Admission, Claim, Ending, GiveBack, NewJob, QueueLimits, Store};
+use foreman::store::{Admission, Claim, Ending, GiveBack, NewJob, QueueLimits, Store, WaitingLane};
 use proptest::prelude::*;
 use proptest::test_runner::Config;
 use ulid::Ulid;
@@ -83,18 +83,6 @@ struct Job {
     not_before_ms: i64,
     is_waiting: bool,
     ends: u32,
-}
-
-struct NoModels;
-
-impl Models for NoModels {
-    fn size_bytes(&self, _model: &ModelName) -> Option<i64> {
-        None
-    }
-
-    fn identity(&self, model: &ModelName) -> String {
-        model.to_string()
-    }
 }
 
 struct Life<'a> {
@@ -196,17 +184,7 @@ impl Life<'_> {
     async fn turn(&mut self, outcome: Outcome) {
         self.end_delays();
         let waiting = self.store().waiting_lanes(self.now_ms).await.unwrap();
-        let ready = |waiting: &foreman::store::WaitingLane| {
-            let head = waiting.head.as_ref()?;
-            Some(Waiting {
-                lane: Lane::from_text(&waiting.lane)?,
-                class: waiting.class,
-                jobs: waiting.jobs,
-                seq: head.seq,
-                ready_at_ms: head.ready_at_ms,
-            })
-        };
-        let waiting: Vec<Waiting> = waiting.iter().filter_map(ready).collect();
+        let waiting: Vec<Waiting> = waiting.iter().filter_map(WaitingLane::ready).collect();
         let resident = self.resident.iter();
         let held: Vec<Held> = resident
             .map(|key| Held {
@@ -216,7 +194,8 @@ impl Life<'_> {
             })
             .collect();
         let policy = Policy::default();
-        let board = self.learning.board(self.now_ms, &waiting, &held, &NoModels, &policy);
+        self.learning.see(&held, self.now_ms);
+        let board = self.learning.board(self.now_ms, &waiting, &held, &NamesOnly, &policy);
         match decide(&board) {
             Decision::Busy => panic!("nothing is in flight"),
             Decision::Idle { until_ms } => {

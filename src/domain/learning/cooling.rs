@@ -2,15 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use crate::domain::schedule::RESIDENCE_LOADS;
+
 /// The pause after a first failed load; it doubles with each further one.
 const COOL_DOWN_FIRST_MS: i64 = 5_000;
 
 /// The longest pause: memory may come back at any time, and one attempt delays the others by its own time only.
 const COOL_DOWN_MAX_MS: i64 = 300_000;
-
-/// A key lost to somebody else is not loaded again before this many load times have passed since its last load: foreman
-/// never fights faster.
-const RESIDENCE_LOADS: i64 = 8;
 
 /// A key that went missing waits for this many of its load times: somebody else's load, which may be under way, may take
 /// longer than its own.
@@ -45,7 +43,8 @@ impl Coolings {
         self.0.remove(key);
     }
 
-    /// Somebody else pushed the key out, which foreman had loaded at `since_ms` in `load_ms`.
+    /// Somebody else pushed the key out, which foreman had loaded at `since_ms` in `load_ms`. It is not loaded again before its
+    /// residence has passed: foreman never fights faster.
     pub fn pushed_out(&mut self, key: &str, since_ms: i64, load_ms: i64) {
         self.bar(key, stays_until_ms(since_ms, load_ms));
     }
@@ -88,7 +87,8 @@ impl Coolings {
     }
 }
 
-fn stays_until_ms(since_ms: i64, load_ms: i64) -> i64 {
+/// The end of the residence of what was loaded at `since_ms` in `load_ms`.
+pub(super) fn stays_until_ms(since_ms: i64, load_ms: i64) -> i64 {
     since_ms.saturating_add(load_ms.saturating_mul(RESIDENCE_LOADS))
 }
 

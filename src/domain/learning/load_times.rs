@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 const SAMPLES_MAX: usize = 5;
 
 /// What a load is taken to need before anything was measured.
-pub const UNMEASURED_MS: i64 = 10_000;
+const UNMEASURED_MS: i64 = 10_000;
 
 /// No load is taken to have taken longer: the clock was set, or the machine slept. Residence and pauses are multiples of it.
 const MEASURED_MS_MAX: i64 = 15 * 60 * 1_000;

@@ -13,9 +13,9 @@ mod visits;
 use std::collections::BTreeSet;
 
 pub use cooling::Coolings;
-pub use load_times::{LoadTimes, UNMEASURED_MS};
+pub use load_times::LoadTimes;
 pub use rates::Rates;
-pub use returns::{GAPS_MAX, Returns};
+pub use returns::Returns;
 pub use visits::{VisitSoFar, Visits};
 
 use super::job::Class;
@@ -96,12 +96,33 @@ pub struct Held {
     pub is_embedder: bool,
 }
 
+impl Held {
+    /// The name under which it is learned about: its key's, where that is known.
+    fn text(&self) -> String {
+        self.key.as_ref().map_or_else(|| self.model.to_string(), ToString::to_string)
+    }
+}
+
 /// What is known of models beside what was learned.
 pub trait Models {
     /// The size of a model's weights in bytes, where known.
     fn size_bytes(&self, model: &ModelName) -> Option<i64>;
     /// What tells a model from another of that name: its digest, or the name where that is unknown.
     fn identity(&self, model: &ModelName) -> String;
+}
+
+/// Models of which nothing but the names are known.
+#[derive(Debug, Clone, Copy)]
+pub struct NamesOnly;
+
+impl Models for NamesOnly {
+    fn size_bytes(&self, _model: &ModelName) -> Option<i64> {
+        None
+    }
+
+    fn identity(&self, model: &ModelName) -> String {
+        model.to_string()
+    }
 }
 
 impl Learning {
@@ -113,26 +134,42 @@ impl Learning {
         self.returns.clock_set_back();
     }
 
-    /// The board for a decision. `now_ms` must not be before an earlier board's.
+    /// Takes in what is in memory: the visit of what is there for the first time begins, that of what is gone is over.
+    pub fn see(&mut self, held: &[Held], now_ms: i64) {
+        self.visits.retain(|model| held.iter().any(|held| held.model == *model));
+        for held in held {
+            self.visits.seen(&held.model, now_ms);
+        }
+    }
+
+    /// Until when a model in memory stays, whoever wants its place; in the past if nothing is known of it.
+    pub fn stays_until_ms(&self, held: &Held, models: &dyn Models) -> i64 {
+        let Some(visit) = self.visits.of(&held.model) else { return 0 };
+        cooling::stays_until_ms(visit.since_ms, self.load_ms(held, models))
+    }
+
+    fn load_ms(&self, held: &Held, models: &dyn Models) -> i64 {
+        self.load_times.expected_ms(&held.text(), models.size_bytes(&held.model))
+    }
+
+    /// The board for a decision.
     pub fn board(
-        &mut self,
+        &self,
         now_ms: i64,
         waiting: &[Waiting],
         held: &[Held],
         models: &dyn Models,
         policy: &Policy,
     ) -> Board {
-        self.visits.retain(|model| held.iter().any(|held| held.model == *model));
         let resident: Vec<Resident> =
             held.iter().map(|held| self.resident(held, now_ms, models)).collect();
         let queues = self.queues(waiting, held, models, policy);
         Board { now_ms, queues, resident, in_flight: Vec::new(), policy: policy.clone() }
     }
 
-    fn resident(&mut self, held: &Held, now_ms: i64, models: &dyn Models) -> Resident {
-        let so_far = self.visits.of(&held.model, now_ms);
-        let key = held.key.as_ref().map_or_else(|| held.model.to_string(), ToString::to_string);
-        let load_ms = self.load_times.expected_ms(&key, models.size_bytes(&held.model));
+    fn resident(&self, held: &Held, now_ms: i64, models: &dyn Models) -> Resident {
+        let so_far = self.visits.of(&held.model).copied().unwrap_or(VisitSoFar::unseen(now_ms));
+        let (key, load_ms) = (held.text(), self.load_ms(held, models));
         let (arrivals_per_ms, strangers_per_ms) = self.rates.arrivals_per_ms(&key, now_ms);
         let visit = Visit {
             since_ms: so_far.since_ms,
@@ -201,7 +238,8 @@ impl Learning {
     }
 
     /// Which worker models must go before a key is loaded: its own model with other options, and what does not fit beside
-    /// it. What was used last stays rather than what was not; of those never seen beside it as many stay as are tried. All go for a request without a key: nobody knows what it loads.
+    /// it. What was used last stays rather than what was not; of those never seen beside it as many stay as are tried. All go for a
+    /// request without a key: nobody knows what it loads.
     pub fn victims(
         &self,
         wanted: Option<&LoadKey>,
@@ -215,7 +253,7 @@ impl Learning {
         };
         let mut others: Vec<&Held> = workers().filter(|held| held.model != wanted.model).collect();
         others.sort_by_key(|held| {
-            let used_ms = self.visits.peek(&held.model).map_or(0, |visit| visit.dry_since_ms);
+            let used_ms = self.visits.of(&held.model).map_or(0, |visit| visit.dry_since_ms);
             (std::cmp::Reverse(used_ms), held.model.clone())
         });
         let identities = |held: &[&Held]| -> Vec<String> {
@@ -232,5 +270,22 @@ impl Learning {
             held.model == wanted.model || !kept.contains(&models.identity(&held.model))
         };
         workers().filter(is_victim).map(|held| held.model.clone()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The load time of a key with options was looked up under the bare name, and taken for unmeasured.
+    #[test]
+    fn a_key_with_options_stays_for_its_own_load_times() {
+        let key: LoadKey = "a:latest num_ctx=8192".parse().unwrap();
+        let held = Held { model: key.model.clone(), key: Some(key.clone()), is_embedder: false };
+        let mut learning = Learning::default();
+        assert_eq!(learning.stays_until_ms(&held, &NamesOnly), 0, "nothing is known of it");
+        learning.load_times.measured(&key.to_string(), 400, None);
+        learning.visits.began(&key.model, 1, 5_000);
+        assert_eq!(learning.stays_until_ms(&held, &NamesOnly), 5_000 + 8 * 400);
     }
 }

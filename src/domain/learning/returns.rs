@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use crate::domain::schedule::Absence;
 
 /// Gaps remembered per group.
-pub const GAPS_MAX: usize = 32;
+const GAPS_MAX: usize = 32;
 
 /// Groups remembered; beyond it the one used longest ago goes. Some hundred clients with some tens of keys.
 const GROUPS_MAX: usize = 10_000;

@@ -15,6 +15,13 @@ pub struct VisitSoFar {
     pub dry_since_ms: i64,
 }
 
+impl VisitSoFar {
+    /// One that foreman did not see begin.
+    pub(super) fn unseen(now_ms: i64) -> VisitSoFar {
+        VisitSoFar { since_ms: now_ms, gate_seq: 0, dry_since_ms: now_ms }
+    }
+}
+
 /// Visits by model. Bounded by what is resident: a visit ends when its model goes.
 #[derive(Debug, Clone, Default)]
 pub struct Visits(BTreeMap<ModelName, VisitSoFar>);
@@ -41,14 +48,13 @@ impl Visits {
         }
     }
 
-    /// The visit of a resident model, begun now if foreman did not see it begin.
-    pub fn of(&mut self, model: &ModelName, now_ms: i64) -> VisitSoFar {
-        let unseen = VisitSoFar { since_ms: now_ms, gate_seq: 0, dry_since_ms: now_ms };
-        *self.0.entry(model.clone()).or_insert(unseen)
+    /// A model is in memory. Its visit begins now if foreman did not see it begin.
+    pub fn seen(&mut self, model: &ModelName, now_ms: i64) {
+        self.0.entry(model.clone()).or_insert(VisitSoFar::unseen(now_ms));
     }
 
     /// The visit of a model, if one was seen.
-    pub fn peek(&self, model: &ModelName) -> Option<&VisitSoFar> {
+    pub fn of(&self, model: &ModelName) -> Option<&VisitSoFar> {
         self.0.get(model)
     }
 
@@ -74,16 +80,11 @@ mod tests {
     fn a_confirmation_does_not_begin_a_visit_anew() {
         let model = ModelName::parse("a").unwrap().name;
         let mut visits = Visits::default();
-        visits.of(&model, 1_000);
+        visits.seen(&model, 1_000);
         visits.confirmed(&model, 5, 2_000);
-        assert_eq!(
-            (visits.of(&model, 3_000).since_ms, visits.of(&model, 3_000).gate_seq),
-            (2_000, 5)
-        );
+        let expected = VisitSoFar { since_ms: 2_000, gate_seq: 5, dry_since_ms: 2_000 };
+        assert_eq!(visits.of(&model), Some(&expected));
         visits.confirmed(&model, 9, 4_000);
-        assert_eq!(
-            (visits.of(&model, 5_000).since_ms, visits.of(&model, 5_000).gate_seq),
-            (2_000, 5)
-        );
+        assert_eq!(visits.of(&model), Some(&expected));
     }
 }

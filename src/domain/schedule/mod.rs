@@ -21,6 +21,7 @@ pub use board::{Absence, Beside, Board, Head, Hold, Policy, Queue, Resident, Vis
 pub use fits::{Fits, Verdict};
 pub use lane::Lane;
 pub use reason::Reason;
+pub use rotate::RESIDENCE_LOADS;
 
 /// What the worker shall do.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,8 +8,9 @@ use super::Lane;
 use super::board::{Board, Queue, Resident};
 use super::hold::{absence_at, real};
 
-/// A visit lasts at least this many times its load time: loading never takes more than about a ninth of the time.
-const RESIDENCE_LOADS: i64 = 8;
+/// A visit lasts at least this many times its load time, whoever wants its place: loading never takes more than about a ninth
+/// of the time.
+pub const RESIDENCE_LOADS: i64 = 8;
 
 /// The same while this many other keys are overdue: then no order keeps all deadlines, and swapping only makes more late.
 const RESIDENCE_LOADS_CROWDED: i64 = 16;
@@ -22,7 +23,7 @@ const RESIDENCE_LOADS_PREEMPTED: i64 = 2;
 /// queue that runs dry within as many.
 const FINISH_PAIRS: i64 = 4;
 
-/// The part of the time arrivals may take for a queue to count as one that runs dry.
+/// More arrivals than can be served are taken for nearly as many: a queue never runs dry at that rate.
 const DRYING_LOAD_MAX: f64 = 0.99;
 
 /// The lanes that need a load which pushes something out, those that may be loaded now, earliest due first.

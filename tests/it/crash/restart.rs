@@ -330,12 +330,7 @@ async fn a_resumed_job_that_hangs_is_ended() {
     let flags = ["--idle-limit", "100ms", "--max-attempts", "1"];
     let next = Daemon::start(&place.stub.url(), &place.db(), &flags).await;
     // It is of class batch now, and would wait for one that comes while it waits.
-    let taken = async {
-        while place.job("resumed").state == "queued" {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(DEADLINE, taken).await.expect("the resumed job was not taken");
+    place.stub.wait_for_log(|log| log.iter().any(|entry| entry.path == "/api/chat")).await;
     assert_eq!(post(next.addr, "/api/chat", &chat_unstreamed("a", "next")).await.status, 200);
     assert_eq!(place.job("resumed").state, "failed");
     next.terminate();
