@@ -203,7 +203,7 @@ fn open_store(config: &Config, clock: &Clock) -> Result<Store, StartError> {
 
 /// What earlier runs left for this one.
 async fn past(store: &Store, now_ms: i64) -> Result<Past, StoreError> {
-    Ok(Past { learned: store.learned(now_ms).await?, last_seq: store.opening_seq().await? })
+    Ok(Past { learned: store.learned(now_ms).await?, last_seq: store.last_seq().await? })
 }
 
 fn settings(config: &Config) -> Settings {

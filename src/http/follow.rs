@@ -39,7 +39,7 @@ pub(super) fn answer(
     outflow: Outflow,
 ) -> Response {
     let id = waiter.id;
-    let follower = Follower::new(Arc::clone(&waiter.output));
+    let follower = Follower::new(Arc::clone(&waiter.output), timings.attempt);
     let body = FollowBody {
         dialect,
         waiter,

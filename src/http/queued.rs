@@ -14,7 +14,7 @@ use crate::clock;
 use crate::domain::dialect::Dialect;
 use crate::domain::job::{Class, JobId};
 use crate::ollama::wire::chain::chain;
-use crate::store::{Admission, Cancellation, NewJob, QueueLimit, StoreError};
+use crate::store::{Admission, Cancellation, Extras, NewJob, QueueLimit, StoreError};
 use crate::worker::Arrival;
 use crate::worker::output::{Opening, Output, Refusal};
 
@@ -99,6 +99,7 @@ async fn admit(
         path_and_query,
         headers: headers::to_list(&parts.headers),
         body: read.bytes.clone(),
+        extras: Extras::default(),
     };
     // The waiter exists before the job does, so that a client that leaves during the commit is noticed.
     let mut waiter = Waiter::new(edge, id);
@@ -121,6 +122,7 @@ async fn admit(
             return Ok(waiter);
         }
         Ok(Admission::Full { jobs, limit }) => queue_full(jobs, limit),
+        Ok(Admission::Found { id, .. } | Admission::KeyTaken { id }) => stopping(&format!("{id}")),
         Err(fault) => not_stored(edge, &fault),
     };
     waiter.let_go();
@@ -237,7 +239,7 @@ impl Drop for Waiter {
                     edge.worker.outputs().forget(id);
                 }
                 // The worker sees the abandoned output, and forgets it in the end.
-                Ok(Cancellation::NotWaiting) => (),
+                Ok(Cancellation::Cancelling | Cancellation::Ended(_)) => (),
                 Ok(Cancellation::Unknown) => edge.worker.outputs().forget(id),
                 Err(fault) => tracing::warn!(job.id = %id, db.error = %fault, "job not cancelled"),
             }

@@ -11,6 +11,7 @@ use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
 
 use super::error::StoreError;
+use super::events::Publisher;
 
 /// Writes that may wait for the writer; beyond it callers wait for a place. Four full batches.
 const WAITING_MAX: usize = 1_024;
@@ -93,11 +94,14 @@ fn in_savepoint<T>(
 
 impl Writer {
     /// Starts the thread on the one read-write connection.
-    pub(super) fn start(connection: Connection) -> Result<Writer, StoreError> {
+    pub(super) fn start(
+        connection: Connection,
+        publisher: Publisher,
+    ) -> Result<Writer, StoreError> {
         let (sender, receiver) = mpsc::channel(WAITING_MAX);
         let thread = std::thread::Builder::new()
             .name("store-writer".to_owned())
-            .spawn(move || run(&connection, receiver))
+            .spawn(move || run(&connection, publisher, receiver))
             .map_err(|fault| StoreError::File {
                 path: "store-writer".to_owned(),
                 fault: fault.to_string(),
@@ -136,7 +140,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-fn run(connection: &Connection, mut receiver: mpsc::Receiver<Write>) {
+fn run(connection: &Connection, mut publisher: Publisher, mut receiver: mpsc::Receiver<Write>) {
     let mut writes_since_checkpoint = 0;
     while let Some(first) = receiver.blocking_recv() {
         let mut batch = vec![first];
@@ -148,6 +152,7 @@ fn run(connection: &Connection, mut receiver: mpsc::Receiver<Write>) {
         }
         writes_since_checkpoint += batch.len();
         commit(connection, batch);
+        publisher.publish(connection);
         if writes_since_checkpoint >= CHECKPOINT_WRITES {
             writes_since_checkpoint = 0;
             checkpoint(connection, "PASSIVE");

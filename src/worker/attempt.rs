@@ -49,6 +49,9 @@ const UNFOLLOWED_PATIENCE: u32 = 6;
 /// connection that something in between has forgotten.
 const LISTED_PATIENCE: u32 = 6;
 
+/// How long a deadline is waited for by the timer alone: the clock it is told in may be set meanwhile.
+const CLOCK_LOOK: Duration = Duration::from_secs(60);
+
 /// After the end mark, how long the end of the HTTP message is waited for: it only decides whether the connection can be
 /// used again.
 const FRAMING_LIMIT: Duration = Duration::from_secs(1);
@@ -65,7 +68,8 @@ impl Hands {
         key: Option<&LoadKey>,
         load_ms: i64,
     ) -> Conclusion {
-        output.start_over(Timings { queue_ms: waited_ms(claim), load_ms });
+        let attempt = claim.lease_epoch;
+        output.start_over(Timings { attempt, queue_ms: waited_ms(claim), load_ms });
         let body = self.body_to_send(claim, key);
         let conclusion = tokio::select! {
             // In this order: a stop closes the clients' connections too, and that must not look like their leaving.
@@ -74,6 +78,7 @@ impl Hands {
                 Conclusion::Stopped("foreman was stopped before the answer was whole".to_owned())
             }
             () = output.abandoned() => Conclusion::Abandoned,
+            () = self.deadline(claim.deadline_ms) => Conclusion::late(),
             () = self.left_behind(output, key) => {
                 let text = "ollama went away while the job ran, and came back without it".to_owned();
                 Conclusion::failed(Fault::UpstreamDied, 502, text)
@@ -87,6 +92,20 @@ impl Hands {
             }
         }
         conclusion
+    }
+
+    /// Returns when the deadline has passed; never without one. A clock that is set is looked at again each minute.
+    async fn deadline(&self, deadline_ms: Option<i64>) {
+        let Some(deadline_ms) = deadline_ms else { return std::future::pending().await };
+        loop {
+            let left_ms = deadline_ms.saturating_sub(self.now_ms());
+            match u64::try_from(left_ms) {
+                Ok(left_ms @ 1..) => {
+                    tokio::time::sleep(Duration::from_millis(left_ms).min(CLOCK_LOOK)).await;
+                }
+                Ok(0) | Err(_) => return,
+            }
+        }
     }
 
     /// Returns when the upstream went away and came back, and nothing more of this answer came after that. A host that sleeps
@@ -248,7 +267,9 @@ impl Hands {
             };
             match data {
                 Ok(Some(data)) => {
+                    self.see_first_byte(output);
                     scanner.feed(&data);
+                    output.count_records(scanner.records_before_error());
                     if is_stream && is_decided(scanner.state()) && framing_over.is_none() {
                         output.decide();
                         framing_over = Some(Box::pin(tokio::time::sleep(FRAMING_LIMIT)));
@@ -268,6 +289,12 @@ impl Hands {
             }
         };
         let is_framed = ended.is_none();
+        let (usage, answered_at_ms) = (scanner.usage(), self.now_ms());
+        output.measure(|measured| {
+            measured.answered_at_ms = Some(answered_at_ms);
+            measured.prompt_tokens = usage.prompt_eval_count;
+            measured.output_tokens = usage.eval_count;
+        });
         // An unstreamed native answer says so itself, however large it is.
         let is_half = scanner.done_member() == Some(false);
         match scanner.finish() {
@@ -281,6 +308,13 @@ impl Hands {
                 None => truncated(),
             },
         }
+    }
+
+    fn see_first_byte(&self, output: &Output) {
+        let now_ms = self.now_ms();
+        output.measure(|measured| {
+            measured.first_byte_at_ms.get_or_insert(now_ms);
+        });
     }
 
     async fn ended(&self, ended: Ended) -> Conclusion {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::domain::job::Event;
 use crate::domain::retry::{Charge, Exposure, Fault, Told, Verdict, judge};
-use crate::store::{Answer, AnswerBody, Claim, Ending, GiveBack, StoreError};
+use crate::store::{Answer, AnswerBody, Claim, Ending, GaveBack, GiveBack, StoreError};
 
 use super::delay::{chance, delay};
 use super::handle::add;
@@ -65,6 +65,12 @@ impl Conclusion {
             | Conclusion::Told { fault, .. }
             | Conclusion::Failed { fault, .. } => *fault != Fault::Told(Told::Final),
         }
+    }
+
+    /// The deadline of the job passed.
+    pub(super) fn late() -> Conclusion {
+        let text = "the deadline passed before it was done".to_owned();
+        Conclusion::failed(Fault::Late, 504, text)
     }
 
     pub(super) fn failed(fault: Fault, status: u16, text: String) -> Conclusion {
@@ -144,7 +150,7 @@ impl Hands {
         }
         let not_before_ms = later(now_ms, pause);
         let back = GiveBack { charge, not_before_ms, error: text, at_ms: now_ms };
-        if put_back(&self.tools, claim, output, &back).await.is_err() {
+        if put_back(&self.tools, &self.handle, claim, output, &back).await.is_err() {
             // The disk is full, say. The job must not stay claimed by nobody, but the worker need not wait for that.
             let (tools, handle) = (self.tools.clone(), self.handle.clone());
             let later = put_back_later(tools, handle, claim.clone(), Arc::clone(output), back);
@@ -179,6 +185,7 @@ impl Hands {
 /// Writes that a job goes back to the queue.
 async fn put_back(
     tools: &Tools,
+    handle: &WorkerHandle,
     claim: &Claim,
     output: &Output,
     back: &GiveBack,
@@ -186,8 +193,15 @@ async fn put_back(
     // Before the write: right after it the job may be claimed again.
     output.put_back();
     match tools.store.give_back(claim.seq, claim.lease_epoch, back.clone()).await {
-        Ok(true) => Ok(()),
-        Ok(false) => {
+        Ok(GaveBack::Queued) => Ok(()),
+        Ok(GaveBack::Cancelled) => {
+            tracing::info!(job.id = %claim.id, "job cancelled, instead of being tried again");
+            output.end(Finish::Cancelled.end());
+            handle.outputs().forget(claim.id);
+            handle.cancelled(claim.id);
+            Ok(())
+        }
+        Ok(GaveBack::LeaseLost) => {
             tracing::error!(job.id = %claim.id, "the lease of a job was lost");
             Ok(())
         }
@@ -208,7 +222,7 @@ async fn put_back_later(
 ) {
     while !tools.tasks.is_draining() {
         tokio::time::sleep(WRITE_PAUSE).await;
-        if put_back(&tools, &claim, &output, &back).await.is_ok() {
+        if put_back(&tools, &handle, &claim, &output, &back).await.is_ok() {
             handle.wake();
             return;
         }
@@ -272,6 +286,13 @@ impl Finish {
             Finish::Cancelled => Some("the client left".to_owned()),
         }
     }
+
+    fn error_status(&self) -> Option<u16> {
+        match self {
+            Finish::Done | Finish::Cancelled => None,
+            Finish::Failed { refusal, .. } => Some(refusal.status),
+        }
+    }
 }
 
 /// Writes the outcome, however often it takes. `false` if it was not ours to write.
@@ -301,7 +322,18 @@ async fn try_record(
         HasAnswer::Yes => answer_of(output).await?,
         HasAnswer::No => None,
     };
-    let ending = Ending { event: finish.event(), answer, error: finish.error() };
+    let error = match finish {
+        Finish::Cancelled if output.is_cancelled() => {
+            Some("it was cancelled while it ran".to_owned())
+        }
+        finish => finish.error(),
+    };
+    let error_status = match answer.as_ref().map(|answer| answer.status) {
+        Some(status) if status >= 400 => Some(status),
+        _ => finish.error_status(),
+    };
+    let measured = output.measured();
+    let ending = Ending { event: finish.event(), answer, error, error_status, measured };
     let now_ms = tools.clock.now_ms();
     tools.store.finish(claim.seq, claim.lease_epoch, ending, now_ms).await
 }
@@ -350,8 +382,9 @@ fn asked_pause(output: &Output) -> Duration {
     Duration::from_secs(seconds.unwrap_or(0)).min(ASKED_PAUSE_MAX)
 }
 
+/// A job that outlives its caller may always be tried again: who follows it is told and cut.
 fn exposure(output: &Output) -> Exposure {
-    if output.is_shown() { Exposure::Shown } else { Exposure::Hidden }
+    if output.is_shown() && !output.is_async() { Exposure::Shown } else { Exposure::Hidden }
 }
 
 /// An outcome that was not written is not told: the job runs again after the next start.

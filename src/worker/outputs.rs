@@ -39,6 +39,14 @@ impl Outputs {
         self.lock().remove(&id);
     }
 
+    /// Drops the registry's hold on just this output of a job.
+    pub fn forget_this(&self, id: JobId, output: &Arc<Output>) {
+        let mut by_job = self.lock();
+        if by_job.get(&id).is_some_and(|held| Arc::ptr_eq(held, output)) {
+            by_job.remove(&id);
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<JobId, Arc<Output>>> {
         self.by_job.lock().unwrap_or_else(PoisonError::into_inner)
     }

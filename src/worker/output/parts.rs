@@ -1,5 +1,9 @@
 //! What an output is made of, and what those who wait for it get to see.
 
+use std::fs::File;
+
+use bytes::Bytes;
+
 use crate::store::HeaderList;
 
 /// Status and headers of an answer.
@@ -11,9 +15,20 @@ pub struct Head {
     pub headers: HeaderList,
 }
 
-/// How long the job waited, told to the client in headers.
+/// Where the bytes of a kept answer are.
+#[derive(Debug)]
+pub enum Kept {
+    /// In memory.
+    Memory(Bytes),
+    /// In this file, so many.
+    File(File, u64),
+}
+
+/// Which attempt the answer is of, and how long the job waited: told to the client in headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Timings {
+    /// The number of the attempt; 0 while there is none.
+    pub attempt: i64,
     /// From admission to the claim, in milliseconds.
     pub queue_ms: i64,
     /// Making its key resident, in milliseconds; 0 if it was.
