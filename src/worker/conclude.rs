@@ -87,7 +87,7 @@ impl Hands {
             Conclusion::Stopped(text) => match exposure(&output) {
                 Exposure::Hidden => self.give_back(&claim, &output, Charge::Nothing, text).await,
                 Exposure::Shown => {
-                    let refusal = refusal(503, format!("{text}; it is safe to try again"));
+                    let refusal = Refusal::new(503, format!("{text}; it is safe to try again"));
                     self.finish(
                         claim,
                         output,
@@ -96,16 +96,16 @@ impl Hands {
                 }
             },
             Conclusion::Answered { fault, text } => {
-                let refusal = Refusal { is_told: true, ..refusal(502, text) };
+                let refusal = Refusal { is_told: true, ..Refusal::new(502, text) };
                 self.judge_and_act(claim, output, fault, refusal, HasAnswer::Yes).await;
             }
             Conclusion::Told { fault, text } => {
                 // A line that nobody has seen is told in the shape of an answer instead.
-                let refusal = Refusal { is_told: output.is_shown(), ..refusal(502, text) };
+                let refusal = Refusal { is_told: output.is_shown(), ..Refusal::new(502, text) };
                 self.judge_and_act(claim, output, fault, refusal, HasAnswer::No).await;
             }
             Conclusion::Failed { fault, status, text } => {
-                self.judge_and_act(claim, output, fault, refusal(status, text), HasAnswer::No)
+                self.judge_and_act(claim, output, fault, Refusal::new(status, text), HasAnswer::No)
                     .await;
             }
         }
@@ -196,9 +196,7 @@ async fn put_back(
         Ok(GaveBack::Queued) => Ok(()),
         Ok(GaveBack::Cancelled) => {
             tracing::info!(job.id = %claim.id, "job cancelled, instead of being tried again");
-            output.end(Finish::Cancelled.end());
-            handle.outputs().forget(claim.id);
-            handle.cancelled(claim.id);
+            handle.cancelled_waiting(claim.id, output);
             Ok(())
         }
         Ok(GaveBack::LeaseLost) => {
@@ -258,7 +256,7 @@ impl Finish {
         match self {
             Finish::Done | Finish::Failed { has_answer: HasAnswer::Yes, .. } => End::Whole,
             Finish::Failed { refusal, .. } => End::Broken(refusal.clone()),
-            Finish::Cancelled => End::Broken(refusal(499, "the job was cancelled".to_owned())),
+            Finish::Cancelled => End::Broken(Refusal::cancelled()),
         }
     }
 
@@ -389,12 +387,5 @@ fn exposure(output: &Output) -> Exposure {
 
 /// An outcome that was not written is not told: the job runs again after the next start.
 fn not_recorded() -> Refusal {
-    refusal(
-        503,
-        "foreman stopped before the answer was recorded; it is safe to try again".to_owned(),
-    )
-}
-
-fn refusal(status: u16, text: String) -> Refusal {
-    Refusal { status, text, retry_after_s: None, is_told: false }
+    Refusal::new(503, "foreman stopped before the answer was recorded; it is safe to try again")
 }

@@ -36,7 +36,7 @@ use crate::store::{Learned, Store};
 pub use border::BorderHold;
 use border::Chore;
 use flight::InFlight;
-pub use handle::{Counts, WorkerHandle};
+pub use handle::{Counts, Forecast, WorkerHandle};
 pub use mind::Arrival;
 use mind::Mind;
 
