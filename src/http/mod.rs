@@ -14,10 +14,14 @@ mod outflow;
 mod own;
 mod pass;
 mod placement;
+pub mod prefer;
+pub mod problem;
+pub mod query;
 mod queued;
 mod records;
 mod router;
 mod status;
+pub mod submission;
 mod trace;
 mod whom;
 
