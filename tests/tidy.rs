@@ -15,6 +15,7 @@ const ROOMS: &[Room] = &[
     Room { name: "replay", may_import: &["domain"], owns: &[] },
     Room { name: "store", may_import: &["domain"], owns: &["rusqlite"] },
     Room { name: "ollama", may_import: &["domain"], owns: &["hyper_util::client"] },
+    Room { name: "completion", may_import: &["store", "ollama"], owns: &[] },
     Room { name: "config", may_import: &["domain", "guard", "ollama"], owns: &["dirs"] },
     Room {
         name: "worker",
@@ -24,7 +25,16 @@ const ROOMS: &[Room] = &[
     Room {
         name: "http",
         may_import: &[
-            "domain", "clock", "shutdown", "guard", "replay", "store", "ollama", "config", "worker",
+            "domain",
+            "clock",
+            "shutdown",
+            "guard",
+            "replay",
+            "store",
+            "ollama",
+            "completion",
+            "config",
+            "worker",
         ],
         owns: &["hyper::server", "subtle"],
     },

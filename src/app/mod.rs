@@ -1,6 +1,7 @@
 //! The composition root: from a checked configuration to a running daemon, and through its stop. Nothing else builds
 //! these parts.
 
+mod deadlines;
 mod monitor;
 mod retention;
 
@@ -142,6 +143,7 @@ impl App {
         });
         tasks.spawn_vital("monitor", monitor::run(Arc::clone(&edge)));
         tasks.spawn(retention::run(Arc::clone(&edge)));
+        tasks.spawn_vital("deadlines", deadlines::run(Arc::clone(&edge)));
         tasks.spawn_vital("tether", monitor::hold_tether(Arc::clone(&edge)));
         tasks.spawn_vital("worker", worker.run());
         tasks.spawn_vital("accept", accept::serve(Arc::clone(&edge), listener));

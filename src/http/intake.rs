@@ -14,6 +14,7 @@ use crate::domain::dialect::Dialect;
 use crate::domain::job::{Class, JobId};
 use crate::domain::model::ModelName;
 use crate::domain::whom::Whom;
+use crate::ollama::inventory::Inventory;
 use crate::ollama::wire::canonical::{duplicate_key, fingerprint, is_deterministic};
 use crate::store::{Extras, Hash, Idempotency, Likeness, NewJob, QueueLimit, StoreError};
 
@@ -108,17 +109,14 @@ pub(super) async fn marks(
     (model, key): (&str, Option<String>),
 ) -> Marks {
     let (dialect, path_and_query, body) = request;
-    let digest = model_digest(edge, model);
+    let digest = model_digest(&edge.inventory, model);
     let duplicates = edge.config.duplicates;
     let (asker, path, body) = (asker.clone(), path_and_query.to_owned(), body.clone());
     let compute = move || match key {
         Some(key) => {
             let fingerprint = fingerprint(&[path.as_bytes(), &body]);
             let scope = asker.scope;
-            Marks {
-                idempotency: Some(Idempotency { scope, key, fingerprint }),
-                ..Marks::default()
-            }
+            Marks { idempotency: Some(Idempotency { scope, key, fingerprint }), ..Marks::default() }
         }
         None => {
             let address = asker.address.map(|address| address.to_string()).unwrap_or_default();
@@ -150,9 +148,9 @@ pub(super) async fn hashed<T: Default + Send + 'static>(
 }
 
 /// The digest of a model's file, so that a new file under the same name is another model.
-pub(super) fn model_digest(edge: &Edge, model: &str) -> String {
+pub(super) fn model_digest(inventory: &Inventory, model: &str) -> String {
     let name = ModelName::parse(model).ok();
-    let entry = name.and_then(|parsed| edge.inventory.find(&parsed.name));
+    let entry = name.and_then(|parsed| inventory.find(&parsed.name));
     entry.map_or_else(|| model.to_owned(), |entry| entry.digest)
 }
 

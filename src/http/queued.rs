@@ -11,7 +11,7 @@ use hyper::http::request::Parts;
 use hyper::{Request, StatusCode};
 
 use crate::domain::dialect::Dialect;
-use crate::domain::job::{Class, JobId, State};
+use crate::domain::job::{Class, JobId, Kind, State};
 use crate::ollama::wire::chain::chain;
 use crate::store::{Admission, Extras, FoundBy, JobView, Sought};
 use crate::worker::Arrival;
@@ -22,7 +22,7 @@ use super::error::Told;
 use super::follow;
 use super::intake::{self, Asked, Asker, marks, new_job, stopping};
 use super::outflow::Outflow;
-use super::placement::{Place, Placement, place};
+use super::placement::{Known, Place, Placement, place};
 use super::prefer::{idempotency_key, preferences};
 use super::reach::{Reached, reach};
 use super::waiter::{Leaves, Waiter};
@@ -32,7 +32,7 @@ use super::{Edge, Response, body, jobs, pass};
 /// How often a request is admitted anew because the job it was found equal to was cancelled in that moment.
 const JOINS_MAX: usize = 3;
 
-const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+pub(super) const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 const ATTACHED: HeaderName = HeaderName::from_static("x-foreman-attached");
 pub(super) const DUPLICATE: HeaderName = HeaderName::from_static("x-foreman-duplicate");
 
@@ -67,7 +67,7 @@ async fn serve(
         let native = jobs::Native { dialect, class: said.class, key: said.key, wait };
         return jobs::respond_async(edge, &parts, read.bytes, native).await;
     }
-    match place(edge, dialect, &parts.headers, &read.bytes).await {
+    match place(edge, dialect, &parts.headers, &read.bytes, Known::Asked).await {
         Placement::Forward(reason) => {
             tracing::debug!(http.path = parts.uri.path(), reason, "forwarded beside the queue");
             Ok(pass::pass_bytes(edge, parts, read.bytes).await)
@@ -96,7 +96,7 @@ fn said(parts: &Parts) -> Result<Said, Told> {
     Ok(Said {
         class: class(&parts.headers)?,
         key: idempotency_key(&parts.headers)?,
-        responds_async: preferences.respond_async.then_some(preferences.wait),
+        responds_async: preferences.is_async.then_some(preferences.wait),
     })
 }
 
@@ -118,7 +118,9 @@ async fn take_in(
     let asker = Asker::of(edge, parts);
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
     let request = (asking.dialect, path, &read.bytes);
-    let marks = marks(edge, &asker, request, (&asking.place.model, asking.key.clone())).await;
+    let mut marks = marks(edge, &asker, request, (&asking.place.model, asking.key.clone())).await;
+    // A client's own load or unload is done each time it is asked for.
+    marks.likeness = marks.likeness.filter(|_| asking.place.kind == Kind::Run);
     for _ in 0..JOINS_MAX {
         let extras = Extras {
             // Who sends a key will be back for the answer.
@@ -214,6 +216,28 @@ async fn join(edge: &Arc<Edge>, id: JobId, leaves: Leaves) -> Result<Option<Wait
         }
         Sought::There(Reached::Ended(job)) => Err(ended(&job)),
         Sought::Purged | Sought::Unknown => Ok(None),
+    }
+}
+
+/// The answer of a job that has ended, as its route would have given it; `None` while it is open.
+pub(super) async fn ended_answer(
+    edge: &Arc<Edge>,
+    dialect: Dialect,
+    id: JobId,
+    outflow: Outflow,
+) -> Option<Response> {
+    match reach(edge, id).await.ok()? {
+        Sought::There(Reached::Kept(output, _)) => {
+            let mut waiter = Waiter::of(edge, id, output, Leaves::Going);
+            waiter.let_go();
+            wait(edge, dialect, waiter, outflow).await.ok()
+        }
+        Sought::There(Reached::Ended(job)) => {
+            let mut response = ended(&job).answer(dialect);
+            follow::name_job(response.headers_mut(), id);
+            Some(response)
+        }
+        Sought::There(Reached::Open(..)) | Sought::Purged | Sought::Unknown => None,
     }
 }
 

