@@ -11,8 +11,8 @@ use super::life::{Note, forget_request, record, sources};
 use super::rows;
 use super::{Durability, Store};
 
-/// Jobs that one call may reopen or drop: short enough not to hold up admissions for long.
-pub const MANY_MAX: u32 = 10_000;
+/// Jobs reopened or dropped in one write: short enough not to hold up an admission.
+pub const MANY_MAX: u32 = 200;
 
 /// Waiting jobs failed for their deadline in one write.
 const EXPIRED_MAX: u32 = 500;
@@ -331,7 +331,7 @@ fn select(
          AND (?2 IS NULL OR created_at_ms < ?2) AND {condition} ORDER BY seq LIMIT ?3",
         states.join(",")
     );
-    let mut statement = tx.prepare_cached(&sql)?;
+    let mut statement = tx.prepare(&sql)?;
     let mut found =
         statement.query(params![which.model, which.created_before_ms, i64::from(MANY_MAX) + 1])?;
     let mut jobs = Vec::new();

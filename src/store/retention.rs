@@ -8,7 +8,7 @@ use super::{Durability, Store};
 use super::{by_hand, learning};
 
 /// Jobs dropped in one write: short enough not to be felt by a waiting admission.
-const SWEEP_MAX: u32 = 200;
+const SWEEP_MAX: u32 = 100;
 
 /// Dropped jobs whose ids are remembered, to answer 410 and not 404: 5 MB of ids.
 const PURGED_MAX: u32 = 100_000;

@@ -22,6 +22,9 @@ use super::{document, missing, stopping, unread};
 /// A body that only says which jobs is a few lines.
 const BODY_MAX: u64 = 64 * 1024;
 
+/// Jobs that one call may do something to, over several writes; `has_more` says that there are more.
+const COUNT_MAX: usize = 10_000;
+
 /// When to try again where the queue is full.
 const FULL_RETRY_S: u64 = 10;
 
@@ -118,10 +121,15 @@ pub(super) async fn retry_many(
     let reopened: Vec<State> = Event::Reopen.sources().collect();
     let which = which(edge, request, &reopened).await?;
     ready_for_work(edge)?;
-    let many = edge.store.reopen_many(which, edge.queue_limits(), edge.clock.now_ms()).await;
-    let many = many.map_err(|fault| unread(edge, &fault))?;
+    let (mut all, now_ms) = (Many::default(), edge.clock.now_ms());
+    loop {
+        let many = edge.store.reopen_many(which.clone(), edge.queue_limits(), now_ms);
+        if !add(&mut all, many.await.map_err(|fault| unread(edge, &fault))?) {
+            break;
+        }
+    }
     edge.worker.wake();
-    Ok(told(edge, many, "jobs go back to the queue, by hand").await)
+    Ok(told(edge, all, "jobs go back to the queue, by hand").await)
 }
 
 /// `POST /jobs/purge`.
@@ -131,8 +139,22 @@ pub(super) async fn purge_many(
 ) -> Result<Response, Problem> {
     let ended: Vec<State> = State::ALL.into_iter().filter(|state| state.is_final()).collect();
     let which = which(edge, request, &ended).await?;
-    let many = edge.store.drop_many(which).await.map_err(|fault| unread(edge, &fault))?;
-    Ok(told(edge, many, "jobs dropped, by hand").await)
+    let mut all = Many::default();
+    loop {
+        let many = edge.store.drop_many(which.clone()).await;
+        if !add(&mut all, many.map_err(|fault| unread(edge, &fault))?) {
+            break;
+        }
+    }
+    Ok(told(edge, all, "jobs dropped, by hand").await)
+}
+
+/// Adds what one write did; whether to go on with another.
+fn add(all: &mut Many, many: Many) -> bool {
+    all.count += many.count;
+    all.files.extend(many.files);
+    all.has_more = many.has_more;
+    many.has_more && many.count > 0 && all.count < COUNT_MAX
 }
 
 async fn told(edge: &Edge, many: Many, what: &str) -> Response {

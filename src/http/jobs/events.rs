@@ -78,8 +78,9 @@ pub(super) async fn of_job(
 /// By header, as an `EventSource` says it when it comes back, or by query, for its first time.
 fn last_event_id(request: &Request<Incoming>) -> Result<Option<i64>, Problem> {
     let by_query = query::read(request.uri().query(), |given| {
-        given.parsed::<u32>("last_event_id", "the id of an event").map(i64::from)
+        given.parsed::<u64>("last_event_id", "the id of an event")
     })?;
+    let by_query = by_query.map(|event| i64::try_from(event).unwrap_or(i64::MAX));
     let Some(header) = request.headers().get(LAST_EVENT_ID) else { return Ok(by_query) };
     let text = header.to_str().unwrap_or_default().trim();
     if text.is_empty() {
