@@ -138,8 +138,11 @@ impl Store {
     ) -> Result<Many, StoreError> {
         self.write(Durability::Synced, move |tx| {
             let mut many = Many::default();
-            let found =
-                select(tx, &which, "EXISTS (SELECT 1 FROM request WHERE request.seq = job.seq)")?;
+            // One that fails again meanwhile is not tried for ever by one call.
+            let condition = format!(
+                "finished_at_ms <= {at_ms} AND EXISTS (SELECT 1 FROM request WHERE request.seq = job.seq)"
+            );
+            let found = select(tx, &which, &condition)?;
             many.has_more = rows::to_column(found.len()) > i64::from(MANY_MAX);
             for (seq, state) in found.into_iter().take(usize::try_from(MANY_MAX).unwrap_or(0)) {
                 match reopen(tx, seq, state, limits, at_ms)? {
