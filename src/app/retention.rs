@@ -63,7 +63,8 @@ async fn remove_orphans(edge: &Edge) {
     while let Ok(Some(entry)) = entries.next_entry().await {
         let name = entry.file_name().to_string_lossy().into_owned();
         // What is not named as a job is not foreman's; what an open job writes is no orphan.
-        if let Ok(id) = name.parse()
+        let id = name.split('.').next().unwrap_or_default();
+        if let Ok(id) = id.parse()
             && edge.worker.outputs().find(id).is_none()
         {
             orphans.push(name);

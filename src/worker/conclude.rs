@@ -174,7 +174,7 @@ impl Hands {
                 output.discard_file();
             }
             output.end(if is_ours { finish.end() } else { End::Broken(not_recorded()) });
-            handle.outputs().forget(claim.id);
+            handle.outputs().forget_this(claim.id, &output);
             if is_ours {
                 finish.count(&handle);
             }
@@ -345,7 +345,7 @@ async fn answer_of(output: &Arc<Output>) -> Result<Option<Answer>, StoreError> {
             let (synced, name) = (Arc::clone(output), output.file_name());
             let outcome = tokio::task::spawn_blocking(move || synced.sync_file()).await;
             let outcome = outcome.map_err(std::io::Error::other).and_then(|outcome| outcome);
-            outcome.map_err(|fault| StoreError::file(output.file_path(), &fault))?;
+            outcome.map_err(|fault| StoreError::file(&output.file_path(), &fault))?;
             AnswerBody::File { name, bytes: output.bytes() }
         }
     };

@@ -42,6 +42,8 @@ struct Inner {
     timings: Timings,
     chunks: Vec<Bytes>,
     file: Option<Arc<File>>,
+    /// Where that file is.
+    file_path: PathBuf,
     bytes: u64,
     is_shown: bool,
     /// A client waits, or has waited, for it. Nobody waits for a job that a restart brought back: its stream may start
@@ -74,7 +76,7 @@ pub enum KeepError {
 }
 
 impl Output {
-    /// An empty output. `spill_path` is where a large answer goes; `bytes_max` is the most it may hold.
+    /// An empty output. `spill_path` is where a large answer goes, with the number of its attempt behind it; `bytes_max` is the most it may hold.
     pub fn new(spill_path: PathBuf, bytes_max: u64) -> Output {
         Output {
             inner: Mutex::default(),
@@ -153,7 +155,7 @@ impl Output {
             return;
         }
         if inner.file.is_some() {
-            drop(std::fs::remove_file(&self.spill_path));
+            drop(std::fs::remove_file(&inner.file_path));
         }
         *inner = Inner {
             timings,
@@ -179,7 +181,7 @@ impl Output {
     /// [`KeepError::TooLong`] beyond the limit, [`KeepError::Disk`] if the file cannot be written.
     pub async fn push(self: &Arc<Self>, chunk: Bytes) -> Result<(), KeepError> {
         let chunk_bytes = u64::try_from(chunk.len()).unwrap_or(u64::MAX);
-        let must_spill = {
+        let (must_spill, attempt) = {
             let mut inner = self.lock();
             if inner.bytes.saturating_add(chunk_bytes) > self.bytes_max {
                 return Err(KeepError::TooLong(self.bytes_max));
@@ -189,11 +191,11 @@ impl Output {
                 inner.bytes += chunk_bytes;
                 inner.chunks.push(chunk.clone());
             }
-            !fits
+            (!fits, inner.timings.attempt)
         };
         if must_spill {
             let output = Arc::clone(self);
-            tokio::task::spawn_blocking(move || output.spill(&chunk))
+            tokio::task::spawn_blocking(move || output.spill(attempt, &chunk))
                 .await
                 .map_err(|fault| KeepError::Disk(fault.to_string()))?
                 .map_err(|fault| KeepError::Disk(fault.to_string()))?;
