@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock;
+use crate::fail_point;
 use crate::http::Edge;
 
 /// How often old jobs are looked for.
@@ -35,6 +36,9 @@ async fn sweep(edge: &Edge) -> bool {
     let before_ms = now_ms.saturating_sub(clock::millis(edge.config.job_ttl));
     match edge.store.sweep(before_ms, now_ms).await {
         Ok(swept) => {
+            if swept.jobs > 0 {
+                fail_point::reach("sweep.committed");
+            }
             let folder = edge.store.answers_folder();
             for name in &swept.files {
                 remove(&folder.join(name)).await;

@@ -26,6 +26,7 @@ pub(super) fn render(document: &Value, addr: SocketAddr) -> String {
     resident(&mut page, document, now);
     running(&mut page, document);
     queue(&mut page, &document["queue"]);
+    disk(&mut page, &document["disk"]);
     loads(&mut page, &document["loads"]);
     let counts = &document["since_start"];
     let count = |name: &str| counts[name].as_u64().unwrap_or(0);
@@ -39,6 +40,19 @@ pub(super) fn render(document: &Value, addr: SocketAddr) -> String {
         count("retries")
     ));
     page.into_text()
+}
+
+/// Nothing where there is room: that is how it should be.
+fn disk(page: &mut Page, disk: &Value) {
+    const MIB: u64 = 1024 * 1024;
+    let mib = |name: &str| disk[name].as_u64().unwrap_or(0) / MIB;
+    if disk["has_room"] == false {
+        page.line(&format!(
+            "disk         full: {} MiB free, {} MiB needed; new jobs are refused",
+            mib("free_bytes"),
+            mib("free_min_bytes")
+        ));
+    }
 }
 
 /// A page as it grows.

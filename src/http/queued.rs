@@ -13,6 +13,7 @@ use ulid::Ulid;
 use crate::clock;
 use crate::domain::dialect::Dialect;
 use crate::domain::job::{Class, JobId};
+use crate::fail_point;
 use crate::ollama::wire::chain::chain;
 use crate::store::{Admission, Cancellation, NewJob, QueueLimit, StoreError};
 use crate::worker::Arrival;
@@ -29,6 +30,9 @@ use super::{Edge, Response, body, pass};
 
 /// When to try again after a full queue: about what a few short jobs take.
 const FULL_RETRY_S: u64 = 10;
+
+/// When to try again while the disk is full: somebody has to make room, or old jobs have to be dropped.
+const NO_ROOM_RETRY_S: u64 = 30;
 
 /// When to try again after a stop: a restart takes a few seconds.
 const STOPPING_RETRY_S: u64 = 5;
@@ -65,6 +69,7 @@ async fn serve(
             tracing::debug!(http.path = parts.uri.path(), reason, "forwarded beside the queue");
             Ok(pass::pass_bytes(edge, parts, read.bytes).await)
         }
+        Placement::Queue(_) if !edge.store.has_room() => Err(no_room()),
         Placement::Queue(place) => {
             let outflow = parts.extensions.get::<Outflow>().cloned().unwrap_or_default();
             let waiter = admit(edge, dialect, parts, read, place, class).await?;
@@ -105,6 +110,7 @@ async fn admit(
     let admission = edge.store.admit(job, edge.queue_limits(), now_ms).await;
     let refused = match admission {
         Ok(Admission::Admitted { seq }) => {
+            fail_point::reach("admit.committed");
             tracing::info!(
                 job.id = %id,
                 job.seq = seq,
@@ -177,17 +183,21 @@ fn queue_full(jobs: u64, limit: QueueLimit) -> Told {
     Told::new(StatusCode::SERVICE_UNAVAILABLE, text).retry_after(FULL_RETRY_S)
 }
 
+fn no_room() -> Told {
+    let text = "the disk of foreman's database is full; nothing was stored, try again later";
+    Told::new(StatusCode::INSUFFICIENT_STORAGE, text).retry_after(NO_ROOM_RETRY_S)
+}
+
 fn not_stored(edge: &Edge, fault: &StoreError) -> Told {
     if matches!(fault, StoreError::Closed) && !edge.tasks.is_draining() {
         edge.tasks.break_down("store");
     }
     tracing::error!(db.error = %fault, "a job could not be stored");
-    let text = "foreman could not store the request; nothing was sent to ollama, try again later";
-    match fault {
-        StoreError::Full => Told::new(StatusCode::INSUFFICIENT_STORAGE, text),
-        _ => Told::new(StatusCode::SERVICE_UNAVAILABLE, text),
+    if matches!(fault, StoreError::Full) {
+        return no_room();
     }
-    .retry_after(FULL_RETRY_S)
+    let text = "foreman could not store the request; nothing was sent to ollama, try again later";
+    Told::new(StatusCode::SERVICE_UNAVAILABLE, text).retry_after(FULL_RETRY_S)
 }
 
 fn stopping(what: &str) -> Told {
@@ -230,8 +240,10 @@ impl Drop for Waiter {
         let (edge, id) = (Arc::clone(&self.edge), self.id);
         let tasks = edge.tasks.clone();
         tasks.spawn(async move {
+            fail_point::reach("cancel.before");
             match edge.store.cancel_waiting(id, edge.clock.now_ms()).await {
                 Ok(Cancellation::Cancelled) => {
+                    fail_point::reach("cancel.committed");
                     tracing::info!(job.id = %id, "job cancelled, its client left while it waited");
                     edge.worker.cancelled(id);
                     edge.worker.outputs().forget(id);

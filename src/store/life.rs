@@ -8,6 +8,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use crate::domain::dialect::Dialect;
 use crate::domain::job::{Class, Counters, Event, JobId, Kind, State};
 use crate::domain::retry::Charge;
+use crate::fail_point;
 
 use super::answers;
 use super::error::StoreError;
@@ -66,6 +67,7 @@ pub(super) fn admit(
         job.body.as_ref()
     ])?;
     record(tx, seq, None, State::Queued, &Note { epoch: 0, at_ms, text: None })?;
+    fail_point::reach("admit.uncommitted");
     Ok(Admission::Admitted { seq })
 }
 
@@ -122,6 +124,7 @@ pub(super) fn claim(
         .optional()?;
     let Some((seq, epoch)) = claimed else { return Ok(None) };
     record(tx, seq, Some(State::Queued), to, &Note { epoch, at_ms, text: None })?;
+    fail_point::reach("claim.uncommitted");
     match claimed_job(tx, seq) {
         Ok(claim) => Ok(Some(claim)),
         Err(StoreError::Strange(what)) => {
@@ -192,6 +195,7 @@ pub(super) fn loaded(
     if changed == 1 {
         let note = Note { epoch, at_ms, text: None };
         record(tx, seq, Some(State::Loading), State::Working, &note)?;
+        fail_point::reach("loaded.uncommitted");
     }
     Ok(changed == 1)
 }
@@ -228,6 +232,7 @@ pub(super) fn give_back(
     if changed == 1 {
         let note = Note { epoch, at_ms: back.at_ms, text: Some(&error) };
         record(tx, seq, Some(from), State::Queued, &note)?;
+        fail_point::reach("give_back.uncommitted");
     }
     Ok(changed == 1)
 }
@@ -258,6 +263,7 @@ pub(super) fn finish(
     }
     forget_request(tx, seq, to)?;
     record(tx, seq, Some(from), to, &Note { epoch, at_ms, text: error.as_deref() })?;
+    fail_point::reach("outcome.uncommitted");
     Ok(true)
 }
 
@@ -280,6 +286,7 @@ pub(super) fn cancel_waiting(
     forget_request(tx, seq, State::Cancelled)?;
     let note = Note { epoch, at_ms, text: Some("the client left while waiting") };
     record(tx, seq, Some(State::Queued), State::Cancelled, &note)?;
+    fail_point::reach("cancel.uncommitted");
     Ok(Cancellation::Cancelled)
 }
 

@@ -16,6 +16,7 @@ mod recovery;
 mod retention;
 mod rows;
 mod schema;
+mod space;
 mod trace;
 mod writer;
 
@@ -24,6 +25,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::{Connection, OpenFlags, Transaction};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::fail_point;
 
 pub use answers::{Answer, AnswerBody};
 pub use error::StoreError;
@@ -34,6 +37,7 @@ pub use overview::{LaneSummary, OpenJob, Overview};
 pub use recovery::Recovered;
 pub use retention::Swept;
 pub use rows::HeaderList;
+pub use space::Room;
 pub use trace::FinishedJob;
 pub use writer::Durability;
 
@@ -48,6 +52,7 @@ pub struct Store {
 
 struct Shared {
     writer: writer::Writer,
+    space: Arc<space::Space>,
     readers: Mutex<Vec<Connection>>,
     free_readers: Arc<Semaphore>,
     path: PathBuf,
@@ -73,12 +78,16 @@ impl Store {
         let recovered = {
             let tx = connection.transaction()?;
             let recovered = recovery::recover(&tx, now_ms)?;
+            fail_point::reach("recovery.uncommitted");
             tx.commit()?;
+            fail_point::reach("recovery.committed");
             recovered
         };
         let readers = (0..READERS).map(|_| open_reader(path)).collect::<Result<Vec<_>, _>>()?;
+        let space = Arc::new(space::Space::beside(path));
         let shared = Shared {
-            writer: writer::Writer::start(connection)?,
+            writer: writer::Writer::start(connection, path.clone(), Arc::clone(&space))?,
+            space,
             readers: Mutex::new(readers),
             free_readers: Arc::new(Semaphore::new(READERS)),
             path: path.to_owned(),
@@ -129,6 +138,11 @@ impl Store {
             question(&tx)
         });
         answer.await.map_err(|fault| StoreError::Strange(format!("a question died: {fault}")))?
+    }
+
+    /// Returns when no more can be written: the store was closed, or its disk or its file has failed for good. Cancel-safe.
+    pub async fn ended(&self) {
+        self.shared.writer.ended().await;
     }
 
     /// Waits for what was handed in, folds the write-ahead log into the database, and ends the writer thread. Later

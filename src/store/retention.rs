@@ -3,6 +3,8 @@
 
 use rusqlite::{Connection, params};
 
+use crate::fail_point;
+
 use super::error::StoreError;
 use super::learning;
 use super::{Durability, Store};
@@ -70,6 +72,9 @@ pub(super) fn sweep(tx: &Connection, before_ms: i64) -> Result<Swept, StoreError
         .prepare_cached(&format!("DELETE FROM job WHERE seq IN ({old})"))?
         .execute(params![before_ms, SWEEP_MAX])?;
     give_space_back(tx)?;
+    if jobs > 0 {
+        fail_point::reach("sweep.uncommitted");
+    }
     Ok(Swept { jobs, files })
 }
 
