@@ -1,10 +1,12 @@
 //! What is promised outlives kill -9: no acknowledged job is lost, and none has two outcomes.
 //!
-//! `load` asks (what `ask` holds), `oracle` compares; `restart` holds the deaths and stops that are not random.
+//! `load` asks (what `ask` holds), `oracle` compares; `points` dies between every two steps, `restart` holds the other
+//! deaths and stops that are not random.
 
 mod ask;
 mod load;
 mod oracle;
+mod points;
 mod restart;
 
 use std::path::Path;
