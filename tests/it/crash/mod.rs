@@ -1,13 +1,14 @@
 //! What is promised outlives kill -9: no acknowledged job is lost, and none has two outcomes.
 //!
 //! `load` asks (what `ask` holds), `oracle` compares; `points` dies between every two steps, `restart` holds the other
-//! deaths and stops that are not random.
+//! deaths and stops that are not random, `torn` has the power fail.
 
 mod ask;
 mod load;
 mod oracle;
 mod points;
 mod restart;
+mod torn;
 
 use std::path::Path;
 use std::sync::Arc;
