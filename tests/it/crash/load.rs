@@ -89,6 +89,17 @@ impl Load {
         self.when(|scene| scene.open == open).await;
     }
 
+    /// Waits until the watcher has looked once more.
+    pub(super) async fn looked(&self) {
+        let looks = self.scene.borrow().looks;
+        self.when(|scene| scene.looks > looks || scene.is_over).await;
+    }
+
+    /// Whether the clients are to go.
+    pub(super) fn is_over(&self) -> bool {
+        self.scene.borrow().is_over
+    }
+
     /// Waits until the watcher sees that no job waits or runs.
     pub(super) async fn drained(&self) {
         let looks = self.scene.borrow().looks;
