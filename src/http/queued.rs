@@ -4,6 +4,7 @@
 //! that still waits is cancelled and Ollama never hears of it, one in flight is told that nobody wants its answer.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper::http::request::Parts;
@@ -33,6 +34,9 @@ const FULL_RETRY_S: u64 = 10;
 
 /// When to try again while the disk is full: somebody has to make room, or old jobs have to be dropped.
 const NO_ROOM_RETRY_S: u64 = 30;
+
+/// Pause between tries to cancel a job whose client is gone: a full disk may get room.
+const CANCEL_PAUSE: Duration = Duration::from_secs(1);
 
 /// When to try again after a stop: a restart takes a few seconds.
 const STOPPING_RETRY_S: u64 = 5;
@@ -240,19 +244,30 @@ impl Drop for Waiter {
         let (edge, id) = (Arc::clone(&self.edge), self.id);
         let tasks = edge.tasks.clone();
         tasks.spawn(async move {
-            fail_point::reach("cancel.before");
-            match edge.store.cancel_waiting(id, edge.clock.now_ms()).await {
-                Ok(Cancellation::Cancelled) => {
-                    fail_point::reach("cancel.committed");
-                    tracing::info!(job.id = %id, "job cancelled, its client left while it waited");
-                    edge.worker.cancelled(id);
-                    edge.worker.outputs().forget(id);
+            while let Err(fault) = cancel(&edge, id).await {
+                tracing::warn!(job.id = %id, db.error = %fault, "job not cancelled; trying again");
+                tokio::select! {
+                    () = tokio::time::sleep(CANCEL_PAUSE) => (),
+                    () = edge.tasks.draining() => return,
                 }
-                // The worker sees the abandoned output, and forgets it in the end.
-                Ok(Cancellation::NotWaiting) => (),
-                Ok(Cancellation::Unknown) => edge.worker.outputs().forget(id),
-                Err(fault) => tracing::warn!(job.id = %id, db.error = %fault, "job not cancelled"),
             }
         });
     }
+}
+
+/// Cancels a job whose client left while it waited.
+async fn cancel(edge: &Edge, id: JobId) -> Result<(), StoreError> {
+    fail_point::reach("cancel.before");
+    match edge.store.cancel_waiting(id, edge.clock.now_ms()).await? {
+        Cancellation::Cancelled => {
+            fail_point::reach("cancel.committed");
+            tracing::info!(job.id = %id, "job cancelled, its client left while it waited");
+            edge.worker.cancelled(id);
+            edge.worker.outputs().forget(id);
+        }
+        // The worker sees the abandoned output, and forgets it in the end.
+        Cancellation::NotWaiting => (),
+        Cancellation::Unknown => edge.worker.outputs().forget(id),
+    }
+    Ok(())
 }

@@ -71,6 +71,7 @@ impl Store {
         schema::require_sound_sqlite()?;
         let path = &real_path(path)?;
         let lock = lock::Lock::take(path)?;
+        let space = Arc::new(space::Space::beside(path));
         let mut connection = Connection::open(path)?;
         lock::keep_private(path).map_err(|fault| StoreError::file(path, &fault))?;
         schema::prepare(&connection)?;
@@ -84,7 +85,6 @@ impl Store {
             recovered
         };
         let readers = (0..READERS).map(|_| open_reader(path)).collect::<Result<Vec<_>, _>>()?;
-        let space = Arc::new(space::Space::beside(path));
         let shared = Shared {
             writer: writer::Writer::start(connection, path.clone(), Arc::clone(&space))?,
             space,

@@ -18,6 +18,9 @@ const BALLAST_OF_FLOOR: u64 = 4;
 /// More than the outcomes of what runs, a sweep and a checkpoint need together.
 const BALLAST_MAX_BYTES: u64 = 64 * 1024 * 1024;
 
+/// With less than this free a database cannot be opened: its lock, its index and the recovery need a little.
+const START_MIN_BYTES: u64 = 4 * 1024 * 1024;
+
 /// The unit in which a file's blocks are counted, whatever those of its file system are (`stat(2)`).
 const STAT_BLOCK_BYTES: u64 = 512;
 
@@ -45,18 +48,23 @@ pub(super) struct Space {
 }
 
 impl Space {
-    /// The room of the database at `path`, without a floor.
+    /// The room of the database at `path`, without a floor. Called by whoever holds the lock, before the
+    /// database is opened: on a full disk that takes the ballast of the last run.
     pub(super) fn beside(path: &Path) -> Space {
         let mut ballast = path.as_os_str().to_owned();
         ballast.push(".ballast");
-        Space {
+        let space = Space {
             folder: path.parent().unwrap_or(Path::new("/")).to_owned(),
             ballast: PathBuf::from(ballast),
             free_min: AtomicU64::new(0),
             free: AtomicU64::new(0),
             has_room: AtomicBool::new(true),
             turn: Mutex::new(()),
+        };
+        if free_bytes(&space.folder).is_ok_and(|free| free < START_MIN_BYTES) {
+            space.give_ballast_up();
         }
+        space
     }
 
     /// The disk is full: nothing new is taken until a look finds it above the floor. Without a floor each write finds out

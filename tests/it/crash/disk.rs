@@ -221,6 +221,35 @@ async fn a_full_disk_loses_nothing_and_opens_again_by_itself() {
     ));
 }
 
+/// Killed while its disk is full: the next start serves all the same, from the ballast's room.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_on_a_full_disk_takes_the_ballast() {
+    if !may_mount("crash::disk::a_start_on_a_full_disk_takes_the_ballast") {
+        return;
+    }
+    let (disk, stub) = (Disk::new("48m"), stub().await);
+    oracle::prepare(&disk.db()).await;
+    let load = Arc::new(Load::default());
+    let daemon = Daemon::start(&stub.url(), &disk.db(), &FREE_MIN).await;
+    stub.hold_tokens();
+    let ask = Ask::new("runs", Shape::Chat, false, "a");
+    let client = tokio::spawn(load::ask_and_stay(Arc::clone(&load), daemon.addr, ask));
+    stub.wait_until(|snapshot| snapshot.generating.len() == 1).await;
+    daemon.kill().await;
+    client.await.unwrap();
+    stub.release_tokens();
+    disk.fill(0);
+    assert!(disk.ballast().exists());
+    let daemon = Daemon::start(&stub.url(), &disk.db(), &FREE_MIN).await;
+    assert!(!disk.ballast().exists());
+    wait_for_done(daemon.addr, 1).await;
+    assert_eq!(get(daemon.addr, "/readyz").await.status, 503);
+    daemon.terminate();
+    assert_eq!(daemon.ended().await, Some(0));
+    let known = std::mem::take(&mut *load.known());
+    judge(&disk.db(), &known, &stub);
+}
+
 async fn keep_asking(load: Arc<Load>, addr: SocketAddr, client: usize) {
     for turn in 0_u32.. {
         if load.is_over() {

@@ -84,6 +84,13 @@ impl Load {
         self.scene.send_modify(|scene| scene.is_over = true);
     }
 
+    /// Notes that the client of this request leaves on purpose.
+    pub(super) fn leaves(&self, ask: &Ask) {
+        let mut known = self.known();
+        known.asks.insert(ask.tag.clone(), ask.clone());
+        known.fates.insert(ask.tag.clone(), Fate::Left);
+    }
+
     /// Waits until the watcher sees that so many jobs wait or run.
     pub(super) async fn opened(&self, open: u64) {
         self.when(|scene| scene.open == open).await;

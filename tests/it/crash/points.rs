@@ -18,7 +18,7 @@ use crate::harness::daemon::{Daemon, Starting};
 use crate::harness::{DEADLINE, get};
 
 use super::ask::{Ask, Shape};
-use super::load::{self, Fate, Load};
+use super::load::{self, Load};
 use super::{config, oracle, report};
 
 /// Later times at points that are passed more than once.
@@ -75,6 +75,7 @@ async fn killed_between_any_two_steps_no_job_is_lost_and_none_ends_twice() {
     let points = fail_point::ALL.iter().filter(swept).chain(&LATER);
     let (mut deaths, mut jobs) = (0, 0);
     for point in points {
+        println!("{point}");
         jobs += Scene::new().await.play(point).await;
         deaths += 1;
     }
@@ -105,7 +106,6 @@ impl Scene {
 
     /// Dies at the point, starts again, drains, and compares; how many jobs there were.
     async fn play(mut self, point: &str) -> usize {
-        println!("{point}");
         let watcher = tokio::spawn(load::watch(Arc::clone(&self.load)));
         let drive = Drive::to(point);
         if drive != Drive::Begin {
@@ -198,10 +198,7 @@ impl Scene {
                 self.load.opened(2).await;
             }
             Waits::Leaves => {
-                let mut known = self.load.known();
-                known.asks.insert(ask.tag.clone(), ask.clone());
-                known.fates.insert(ask.tag.clone(), Fate::Left);
-                drop(known);
+                self.load.leaves(&ask);
                 let sent = request(addr, "POST", ask.shape.path(), ask.body().to_string());
                 tokio::select! {
                     _ = try_open(addr, sent) => panic!("it was answered"),

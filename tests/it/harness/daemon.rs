@@ -183,6 +183,8 @@ pub(crate) fn command(url: &str, db: &Path, flags: &[&str]) -> Command {
         .arg("--db")
         .arg(db)
         .args(flags)
+        // Room for any disk that tests run on; a flag goes before it.
+        .env("FOREMAN_FREE_MIN", "1MiB")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
