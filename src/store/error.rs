@@ -92,6 +92,11 @@ impl StoreError {
 
 impl From<rusqlite::Error> for StoreError {
     fn from(fault: rusqlite::Error) -> StoreError {
+        let extended = fault.sqlite_error().map(|error| error.extended_code);
+        if extended == Some(rusqlite::ffi::SQLITE_IOERR_SHMSIZE) {
+            // The index of the log could not grow: there is no other reason for it than a full disk.
+            return StoreError::Full;
+        }
         match fault.sqlite_error_code() {
             Some(ErrorCode::DiskFull) => StoreError::Full,
             Some(ErrorCode::SystemIoFailure) => StoreError::Io(fault.to_string()),

@@ -11,6 +11,7 @@ mod lanes;
 mod learning;
 mod life;
 mod lock;
+mod log;
 mod overview;
 mod recovery;
 mod retention;

@@ -7,7 +7,7 @@
 //! What fails for the disk's sake fails the whole batch, and is then seen to (ADR 15, 16): a full disk gets the ballast,
 //! an I/O error a new connection, and what that does not help ends the thread, and with it the daemon.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
@@ -15,10 +15,9 @@ use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock::Clock;
-use crate::fail_point;
 
 use super::error::StoreError;
-use super::schema;
+use super::log::{checkpoint, reopen};
 use super::space::Space;
 
 /// Writes that may wait for the writer; beyond it callers wait for a place. Four full batches.
@@ -194,7 +193,7 @@ impl Bench {
             answer(batch, &outcome);
             if outcome.is_ok() && writes_since_checkpoint >= CHECKPOINT_WRITES {
                 writes_since_checkpoint = 0;
-                outcome = checkpoint(&connection, "PASSIVE");
+                outcome = checkpoint(&connection, "PASSIVE").map(drop);
                 if matches!(outcome, Err(StoreError::Full)) {
                     self.make_way(&mut receiver);
                 }
@@ -262,24 +261,6 @@ fn next_batch(first: Write, receiver: &mut mpsc::Receiver<Write>) -> Vec<Write> 
     batch
 }
 
-/// A new connection after an I/O error. What the failed flush should have brought to the disk may be gone from the
-/// system's cache as "written": so the file is checked, and all that was committed is copied out of the log and flushed
-/// again. The readers' connections stay: with them stays the log's index, which knows nothing of the batch that failed.
-fn reopen(path: &Path, connection: Connection) -> Result<Connection, StoreError> {
-    tracing::warn!(db.path = %path.display(), "the disk failed; opening the database anew");
-    // A connection that cannot be closed is left: the new one is what counts.
-    drop(connection.close());
-    let connection = Connection::open(path)?;
-    schema::prepare(&connection)?;
-    let found: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
-    if found != "ok" {
-        return Err(StoreError::Damaged(found));
-    }
-    checkpoint(&connection, "TRUNCATE")?;
-    tracing::info!(db.path = %path.display(), "the database is sound; going on");
-    Ok(connection)
-}
-
 /// Runs a batch in one transaction. Nobody was answered yet when it returns.
 fn commit(connection: &Connection, batch: &mut [Write]) -> Result<(), StoreError> {
     let is_synced = batch.iter().any(|write| write.durability == Durability::Synced);
@@ -315,21 +296,6 @@ fn try_commit(
         }
     }
     Ok(connection.execute_batch("COMMIT")?)
-}
-
-/// Folds the log into the database. A fault that is not of the disk is no reason to stop: the log is longer, no more.
-fn checkpoint(connection: &Connection, mode: &str) -> Result<(), StoreError> {
-    fail_point::reach("checkpoint.before");
-    let sql = format!("PRAGMA wal_checkpoint({mode})");
-    let folded = connection.query_row(&sql, [], |_| Ok(())).map_err(StoreError::from);
-    fail_point::reach("checkpoint.after");
-    match folded {
-        Err(fault) if !fault.is_of_the_disk() => {
-            tracing::warn!(db.error = %fault, "the write-ahead log could not be folded in");
-            Ok(())
-        }
-        folded => folded,
-    }
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use stub_ollama::{Stub, StubConfig};
 use tempfile::TempDir;
 
-use crate::harness::client::{chat, chat_unstreamed, post_stream};
+use crate::harness::client::{chat, chat_unstreamed, post_stream, request, try_open};
 use crate::harness::daemon::{Daemon, Starting, command};
 use crate::harness::{DEADLINE, get, post};
 
@@ -281,6 +281,46 @@ fn judge(db: &std::path::Path, known: &load::Known, stub: &Stub) {
     let is_sound =
         findings.lost.is_empty() && findings.duplicated.is_empty() && findings.wrong.is_empty();
     assert!(is_sound, "{findings:#?}");
+}
+
+/// A file that is no database is left as it is, and the person told what to run.
+#[tokio::test]
+async fn a_damaged_database_is_told_with_what_to_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = folder.path().join("foreman.db");
+    let damaged = vec![b'x'; 16_384];
+    std::fs::write(&db, &damaged).unwrap();
+    let ended = command("http://127.0.0.1:1", &db, &[]).output().await.unwrap();
+    let words = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!(ended.status.code(), Some(73), "{words}");
+    assert!(words.contains("damaged") && words.contains(".recover"), "{words}");
+    assert!(std::fs::read(&db).unwrap() == damaged);
+}
+
+/// A database that is damaged while it is open ends the daemon at its next write, with the same words.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damage_under_a_running_daemon_ends_it() {
+    let (folder, stub) = (tempfile::tempdir().unwrap(), stub().await);
+    let db = folder.path().join("foreman.db");
+    oracle::prepare(&db).await;
+    let daemon = Daemon::start(&stub.url(), &db, &[]).await;
+    let size = std::fs::metadata(&db).unwrap().len();
+    std::fs::write(&db, vec![b'x'; usize::try_from(size).unwrap()]).unwrap();
+    // Its own memory holds some pages for a while.
+    let asked = async {
+        while let Some(stream) = try_open(
+            daemon.addr,
+            request(daemon.addr, "POST", "/api/chat", chat_unstreamed("a", "x").to_string()),
+        )
+        .await
+        {
+            drop(stream.rest().await);
+        }
+    };
+    tokio::time::timeout(DEADLINE, asked).await.expect("it serves on");
+    let (code, errors) = daemon.ended_with_errors().await;
+    assert_eq!(code, Some(1), "{errors:#?}");
+    assert!(errors.iter().any(|line| line.contains(".recover")), "{errors:#?}");
 }
 
 /// What strace makes of the k-th flush of each thread, and of all after it. Opening takes the first three of the main
