@@ -323,18 +323,22 @@ async fn damage_under_a_running_daemon_ends_it() {
     assert!(errors.iter().any(|line| line.contains(".recover")), "{errors:#?}");
 }
 
-/// What strace makes of the k-th flush of each thread, and of all after it. Opening takes the first three of the main
-/// thread; those of the writer come later.
-#[derive(Debug, Clone, Copy)]
-enum Failing {
-    Once(u32),
-    From(u32),
+/// What strace makes of the k-th of such calls of each thread, and perhaps of all after it. Opening takes the first three
+/// flushes of the main thread; those of the writer come later.
+#[derive(Debug, Clone)]
+struct Failing {
+    calls: &'static str,
+    error: &'static str,
+    when: String,
 }
+
+const FLUSHES: &str = "fsync,fdatasync";
+const WRITES: &str = "pwrite64";
 
 /// How a daemon on a failing disk went.
 #[derive(Debug, PartialEq, Eq)]
 enum Went {
-    /// No flush of its writer failed.
+    /// Nothing of its writer's failed.
     Untouched,
     /// It opened its database anew, served on, and was stopped.
     On,
@@ -344,36 +348,38 @@ enum Went {
     NotAtAll,
 }
 
-/// Flushes fail, once or for ever, the first or a later one: whoever was told that a job is stored or done was told the
-/// truth.
+/// Flushes fail, once or for ever, the first or a later one; so do writes, or find no room, once. Whoever was told that a
+/// job is stored or done was told the truth.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_failing_flush_is_never_acknowledged() {
+async fn what_a_failing_disk_did_not_keep_is_never_acknowledged() {
     let probe = Command::new("strace").args(["-f", "-qq", "-o", "/dev/null", "true"]).status();
     if !probe.is_ok_and(|status| status.success()) {
         return not_run("strace, and the right to trace");
     }
-    let runs: Vec<Failing> = [1, 2, 3, 4, 5, 6, 8, 11]
-        .into_iter()
-        .flat_map(|k| [Failing::Once(k), Failing::From(k)])
-        .collect();
-    let (mut went_on, mut ended) = (0, 0);
-    let mut acknowledged = 0;
-    for failing in &runs {
-        let (went, known) = on_a_failing_disk(*failing).await;
+    let failing = |calls, error, when: String| Failing { calls, error, when };
+    let flushes = [1, 2, 3, 4, 5, 6, 8, 11];
+    let once = flushes.iter().map(|k| failing(FLUSHES, "EIO", k.to_string()));
+    let for_ever = flushes.iter().map(|k| failing(FLUSHES, "EIO", format!("{k}+")));
+    let writes = [5, 23, 40, 61, 90, 120, 161, 200, 240];
+    let lost = writes.iter().map(|k| failing(WRITES, "EIO", k.to_string()));
+    let full = writes.iter().map(|k| failing(WRITES, "ENOSPC", k.to_string()));
+    let (mut runs, mut went_on, mut ended, mut acknowledged) = (0, 0, 0, 0);
+    for failing in once.chain(for_ever).chain(lost).chain(full) {
+        let (went, known) = on_a_failing_disk(&failing).await;
         println!("{failing:?}: {went:?}");
+        runs += 1;
         went_on += u32::from(went == Went::On);
         ended += u32::from(went == Went::Ended);
         acknowledged += known;
     }
     report(&format!(
-        "flushes that fail: runs {}, went on {went_on}, ended by themselves {ended}, acknowledged {acknowledged}, lost 0",
-        runs.len()
+        "failing disks {runs}, went on {went_on}, ended by themselves {ended}, acknowledged {acknowledged}, lost 0"
     ));
     assert!(went_on > 0 && ended > 0, "both ways were to be seen");
 }
 
 /// One daemon on such a disk under some load, another on what it left; how many jobs were acknowledged.
-async fn on_a_failing_disk(failing: Failing) -> (Went, usize) {
+async fn on_a_failing_disk(failing: &Failing) -> (Went, usize) {
     let (folder, stub) = (tempfile::tempdir().unwrap(), stub().await);
     let db = folder.path().join("foreman.db");
     oracle::prepare(&db).await;
@@ -421,15 +427,12 @@ async fn on_a_failing_disk(failing: Failing) -> (Went, usize) {
     (went, known.acknowledged.len())
 }
 
-/// The same command, its flushes failing. The traced process is the child itself, so that it can be waited for.
-fn under_strace(traced: tokio::process::Command, failing: Failing) -> tokio::process::Command {
-    let when = match failing {
-        Failing::Once(k) => k.to_string(),
-        Failing::From(k) => format!("{k}+"),
-    };
+/// The same command, some of its calls failing. The traced process is the child itself, so that it can be waited for.
+fn under_strace(traced: tokio::process::Command, failing: &Failing) -> tokio::process::Command {
+    let Failing { calls, error, when } = failing;
     let mut strace = tokio::process::Command::new("strace");
-    strace.args(["-D", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fsync,fdatasync"]);
-    strace.args(["-e", &format!("inject=fsync,fdatasync:error=EIO:when={when}")]);
+    strace.args(["-D", "-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={calls}")]);
+    strace.args(["-e", &format!("inject={calls}:error={error}:when={when}")]);
     let traced = traced.into_std();
     strace.arg(traced.get_program()).args(traced.get_args());
     for (name, value) in traced.get_envs() {
