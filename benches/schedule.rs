@@ -21,7 +21,7 @@ use foreman::domain::job::{Class, Event, JobId, Kind};
 use foreman::domain::learning::{Held, Learning, NamesOnly, Waiting};
 use foreman::domain::schedule::{Board, Decision, Lane, Policy, decide};
 use foreman::replay::{Form, Setup, Trace, Workload, suite, workload_of};
-use foreman::store::{Admission, NewJob, QueueLimits, Store, WaitingLane};
+use foreman::store::{Admission, Extras, NewJob, QueueLimits, Store, WaitingLane};
 use tokio::task::JoinSet;
 use ulid::Ulid;
 
@@ -141,6 +141,8 @@ async fn admit(store: &Store, number: usize) {
         body: Bytes::from_static(
             br#"{"model":"m","messages":[{"role":"user","content":"hello"}]}"#,
         ),
+        // A million clients do not wait on a connection each.
+        extras: Extras { is_async: true, ..Extras::default() },
     };
     let admission = store.admit(job, LIMITS, 1).await.unwrap();
     assert!(matches!(admission, Admission::Admitted { .. }));

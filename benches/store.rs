@@ -22,7 +22,8 @@ use foreman::domain::dialect::Dialect;
 use foreman::domain::job::{Class, Event, JobId, Kind};
 use foreman::domain::retry::Charge;
 use foreman::store::{
-    Admission, Answer, AnswerBody, Claim, Ending, GiveBack, NewJob, QueueLimits, Store,
+    Admission, Answer, AnswerBody, Claim, Ending, Extras, GiveBack, Measured, NewJob, QueueLimits,
+    Store,
 };
 use tokio::task::JoinSet;
 use ulid::Ulid;
@@ -112,6 +113,8 @@ async fn admit(store: &Store, number: usize) {
         body: Bytes::from_static(
             br#"{"model":"m","messages":[{"role":"user","content":"hello"}]}"#,
         ),
+        // A million clients do not wait on a connection each.
+        extras: Extras { is_async: true, ..Extras::default() },
     };
     let admission = store.admit(job, LIMITS, 1).await.unwrap();
     assert!(matches!(admission, Admission::Admitted { .. }));
@@ -171,7 +174,13 @@ async fn claim(store: &Store, round: usize) -> (Option<Claim>, u128) {
 fn ending() -> Ending {
     let body = AnswerBody::Inline(Bytes::from_static(b"whole"));
     let answer = Answer { status: 200, headers: Vec::new(), body };
-    Ending { event: Event::Complete, answer: Some(answer), error: None }
+    Ending {
+        event: Event::Complete,
+        answer: Some(answer),
+        error: None,
+        error_status: None,
+        measured: Measured::default(),
+    }
 }
 
 fn back() -> GiveBack {
@@ -179,7 +188,7 @@ fn back() -> GiveBack {
     GiveBack { charge: Charge::Deferral, not_before_ms: 60_000, error, at_ms: 3 }
 }
 
-/// Opens the database again and again. The first time, all that waits is demoted.
+/// Opens the database again and again.
 fn openings(path: &Path, jobs: usize) {
     let times = (0..OPENINGS).map(|_| {
         let began = Instant::now();

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// The rooms of the house, from the pure middle to the edges. A room may import only rooms listed before it.
 const ROOMS: &[Room] = &[
     Room { name: "domain", may_import: &[], owns: &[] },
-    Room { name: "clock", may_import: &[], owns: &[] },
+    Room { name: "clock", may_import: &[], owns: &["jiff"] },
     Room { name: "fail_point", may_import: &[], owns: &[] },
     Room { name: "shutdown", may_import: &[], owns: &["tokio_util::task"] },
     Room { name: "guard", may_import: &[], owns: &[] },
@@ -20,6 +20,7 @@ const ROOMS: &[Room] = &[
         owns: &["rusqlite", "rustix"],
     },
     Room { name: "ollama", may_import: &["domain"], owns: &["hyper_util::client"] },
+    Room { name: "completion", may_import: &["store", "ollama"], owns: &[] },
     Room { name: "config", may_import: &["domain", "guard", "ollama"], owns: &["dirs"] },
     Room {
         name: "worker",
@@ -37,6 +38,7 @@ const ROOMS: &[Room] = &[
             "replay",
             "store",
             "ollama",
+            "completion",
             "config",
             "worker",
         ],

@@ -1,6 +1,7 @@
 //! The composition root: from a checked configuration to a running daemon, and through its stop. Nothing else builds
 //! these parts.
 
+mod deadlines;
 mod disk;
 mod monitor;
 mod retention;
@@ -147,6 +148,7 @@ impl App {
         tasks.spawn(retention::run(Arc::clone(&edge)));
         tasks.spawn_vital("disk", disk::run(Arc::clone(&edge)));
         tasks.spawn(disk::mourn(Arc::clone(&edge)));
+        tasks.spawn_vital("deadlines", deadlines::run(Arc::clone(&edge)));
         tasks.spawn_vital("tether", monitor::hold_tether(Arc::clone(&edge)));
         tasks.spawn_vital("worker", worker.run());
         tasks.spawn_vital("accept", accept::serve(Arc::clone(&edge), listener));
@@ -210,7 +212,7 @@ fn open_store(config: &Config, clock: &Clock) -> Result<Store, StartError> {
 
 /// What earlier runs left for this one.
 async fn past(store: &Store, now_ms: i64) -> Result<Past, StoreError> {
-    Ok(Past { learned: store.learned(now_ms).await?, last_seq: store.opening_seq().await? })
+    Ok(Past { learned: store.learned(now_ms).await?, last_seq: store.last_seq().await? })
 }
 
 fn settings(config: &Config) -> Settings {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::clock;
 use crate::fail_point;
 use crate::http::Edge;
+use crate::store::EndedBefore;
 
 /// How often old jobs are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
@@ -21,7 +22,7 @@ pub(super) async fn run(edge: Arc<Edge>) {
     loop {
         let pause = match sweep(&edge).await {
             true => SWEEP_PAUSE,
-            false => SWEEP_INTERVAL.min(edge.config.job_ttl),
+            false => SWEEP_INTERVAL.min(edge.config.job_ttl).min(edge.config.failed_ttl),
         };
         tokio::select! {
             () = tokio::time::sleep(pause) => (),
@@ -33,8 +34,11 @@ pub(super) async fn run(edge: Arc<Edge>) {
 /// Drops a few old jobs. Whether there may be more.
 async fn sweep(edge: &Edge) -> bool {
     let now_ms = edge.clock.now_ms();
-    let before_ms = now_ms.saturating_sub(clock::millis(edge.config.job_ttl));
-    match edge.store.sweep(before_ms, now_ms).await {
+    let before = EndedBefore {
+        over_ms: now_ms.saturating_sub(clock::millis(edge.config.job_ttl)),
+        failed_ms: now_ms.saturating_sub(clock::millis(edge.config.failed_ttl)),
+    };
+    match edge.store.sweep(before, now_ms).await {
         Ok(swept) => {
             if swept.jobs > 0 {
                 fail_point::reach("sweep.committed");

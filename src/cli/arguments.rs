@@ -69,6 +69,12 @@ pub(super) struct Serve {
     /// How long finished jobs and their answers are kept [default: 24h]
     #[arg(long, env = "FOREMAN_JOB_TTL", value_name = "DURATION")]
     job_ttl: Option<String>,
+    /// How long failed jobs and their requests are kept [default: 7d]
+    #[arg(long, env = "FOREMAN_FAILED_TTL", value_name = "DURATION")]
+    failed_ttl: Option<String>,
+    /// Whether equal requests are answered once: off, inflight or completed [default: off]
+    #[arg(long, env = "FOREMAN_DUPLICATES", value_name = "off|inflight|completed")]
+    duplicates: Option<String>,
     /// Jobs that may wait, in all and of a class, such as 10000,batch=500 [default: 10000]
     #[arg(long, env = "FOREMAN_MAX_QUEUE", value_name = "N")]
     max_queue: Option<String>,
@@ -256,6 +262,8 @@ impl Serve {
             poll_interval: self.poll_interval.clone(),
             max_attempts: self.max_attempts.clone(),
             job_ttl: self.job_ttl.clone(),
+            failed_ttl: self.failed_ttl.clone(),
+            duplicates: self.duplicates.clone(),
             max_queue: self.max_queue.clone(),
             max_queue_bytes: self.max_queue_bytes.clone(),
             max_wait: self.max_wait.clone(),

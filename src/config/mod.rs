@@ -16,10 +16,10 @@ mod values;
 
 use classes::max_queue;
 pub use policy::policy;
-pub use values::{HoldSetting, address};
+pub use values::{Duplicates, HoldSetting, address};
 use values::{
-    attempts, bytes, count, database, duration, floor, keep_alive, model, origins, positive,
-    secret, upstream,
+    attempts, bytes, count, database, duplicates, duration, floor, keep_alive, model, origins,
+    positive, secret, upstream,
 };
 
 /// The listening address when none is given: loopback, one above Ollama's own port.
@@ -52,6 +52,10 @@ pub struct Config {
     pub free_min: u64,
     /// How long a finished job and its answer are kept.
     pub job_ttl: Duration,
+    /// How long a failed job is kept.
+    pub failed_ttl: Duration,
+    /// Which requests are answered by an equal one.
+    pub duplicates: Duplicates,
     /// Jobs that may wait, of all classes.
     pub max_queue: u64,
     /// Jobs of each class that may wait, by [`Class::ALL`]; `None` where only `max_queue` counts.
@@ -130,6 +134,10 @@ pub struct Raw {
     pub max_attempts: Option<String>,
     /// `FOREMAN_JOB_TTL`
     pub job_ttl: Option<String>,
+    /// `FOREMAN_FAILED_TTL`
+    pub failed_ttl: Option<String>,
+    /// `FOREMAN_DUPLICATES`
+    pub duplicates: Option<String>,
     /// `FOREMAN_MAX_QUEUE`
     pub max_queue: Option<String>,
     /// `FOREMAN_MAX_QUEUE_BYTES`
@@ -234,6 +242,8 @@ fn read(raw: &Raw, faults: &mut Faults) -> Option<Config> {
     let poll = faults.read("FOREMAN_POLL_INTERVAL", raw.poll_interval.as_ref(), "30s", positive);
     let attempts = faults.read("FOREMAN_MAX_ATTEMPTS", raw.max_attempts.as_ref(), "3", attempts);
     let ttl = faults.read("FOREMAN_JOB_TTL", raw.job_ttl.as_ref(), "24h", positive);
+    let failed_ttl = faults.read("FOREMAN_FAILED_TTL", raw.failed_ttl.as_ref(), "7d", positive);
+    let duplicates = faults.read("FOREMAN_DUPLICATES", raw.duplicates.as_ref(), "off", duplicates);
     let queue = faults.read("FOREMAN_MAX_QUEUE", raw.max_queue.as_ref(), "10000", max_queue);
     let queue_bytes =
         faults.read("FOREMAN_MAX_QUEUE_BYTES", raw.max_queue_bytes.as_ref(), "4GiB", bytes);
@@ -258,6 +268,8 @@ fn read(raw: &Raw, faults: &mut Faults) -> Option<Config> {
         poll_interval: poll?,
         max_attempts: attempts?,
         job_ttl: ttl?,
+        failed_ttl: failed_ttl?,
+        duplicates: duplicates?,
         max_queue: queue?.total,
         class_max: queue?.by_class,
         max_queue_bytes: queue_bytes?,

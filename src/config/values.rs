@@ -117,6 +117,26 @@ pub(super) fn count(text: &str) -> Result<u64, String> {
     }
 }
 
+/// Which requests are answered by an equal one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Duplicates {
+    /// None: each is done.
+    Off,
+    /// Those that are equal to one that waits or runs.
+    Inflight,
+    /// In addition the deterministic ones that are equal to one that is done.
+    Completed,
+}
+
+pub(super) fn duplicates(text: &str) -> Result<Duplicates, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "off" => Ok(Duplicates::Off),
+        "inflight" => Ok(Duplicates::Inflight),
+        "completed" => Ok(Duplicates::Completed),
+        _ => Err("off, inflight or completed".to_owned()),
+    }
+}
+
 /// Whether a resident model is kept for a moment when nobody waits for it any more though others wait for another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HoldSetting {

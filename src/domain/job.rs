@@ -5,7 +5,7 @@
 //!            v                                                                         |
 //!  admit -> queued -- claim (load needed) --> loading -- loaded --> working -- finish -> done | failed | cancelled
 //!            |  \---- claim (resident) -------------------------------^
-//!            +------- cancel -> cancelled;  give up -> failed
+//!            +------- cancel -> cancelled;  give up -> failed;  failed | cancelled -- reopen, by hand --> queued
 //! ```
 
 use std::fmt;
@@ -65,8 +65,10 @@ pub enum Event {
     Complete,
     /// It ended with an error.
     Fail,
-    /// Its client left.
+    /// Its client left, or somebody cancelled it.
     Cancel,
+    /// Somebody wants it tried again from the start, though it had ended without an answer.
+    Reopen,
 }
 
 impl State {
@@ -97,7 +99,7 @@ impl State {
         State::ALL.into_iter().find(|state| state.name() == name)
     }
 
-    /// Whether nothing can happen to a job in this state any more.
+    /// Whether nothing happens to a job in this state any more, unless somebody reopens it by hand.
     pub fn is_final(self) -> bool {
         matches!(self, State::Done | State::Failed | State::Cancelled)
     }
@@ -116,9 +118,16 @@ impl State {
             (State::Queued | State::Loading | State::Working, Event::Cancel) => {
                 Some(State::Cancelled)
             }
-            (State::Queued, Event::Loaded | Event::GiveBack | Event::Complete)
-            | (State::Loading, Event::ClaimToLoad | Event::ClaimToWork | Event::Complete)
-            | (State::Working, Event::ClaimToLoad | Event::ClaimToWork | Event::Loaded)
+            (State::Failed | State::Cancelled, Event::Reopen) => Some(State::Queued),
+            (State::Queued, Event::Loaded | Event::GiveBack | Event::Complete | Event::Reopen)
+            | (
+                State::Loading,
+                Event::ClaimToLoad | Event::ClaimToWork | Event::Complete | Event::Reopen,
+            )
+            | (
+                State::Working,
+                Event::ClaimToLoad | Event::ClaimToWork | Event::Loaded | Event::Reopen,
+            )
             | (State::Done | State::Failed | State::Cancelled, _) => None,
         }
     }
@@ -126,7 +135,7 @@ impl State {
 
 impl Event {
     /// All events.
-    pub const ALL: [Event; 7] = [
+    pub const ALL: [Event; 8] = [
         Event::ClaimToLoad,
         Event::ClaimToWork,
         Event::Loaded,
@@ -134,6 +143,7 @@ impl Event {
         Event::Complete,
         Event::Fail,
         Event::Cancel,
+        Event::Reopen,
     ];
 
     /// The states from which this event is legal.
@@ -222,12 +232,14 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn a_final_state_stays() {
+    fn a_final_state_stays_unless_it_is_reopened_by_hand() {
         for state in State::ALL.into_iter().filter(|state| state.is_final()) {
-            for event in Event::ALL {
+            for event in Event::ALL.into_iter().filter(|event| *event != Event::Reopen) {
                 assert_eq!(state.after(event), None, "{state:?} {event:?}");
             }
         }
+        assert_eq!(State::Done.after(Event::Reopen), None);
+        assert_eq!(Event::Reopen.sources().collect::<Vec<_>>(), [State::Failed, State::Cancelled]);
     }
 
     #[test]
@@ -259,21 +271,24 @@ mod tests {
     }
 
     proptest! {
-        /// Any life: a job ends at most once, is worked on only after a claim, and is done only from `working`.
+        /// Any life: a job ends once for each time it was opened, is worked on only after a claim, and is done only from
+        /// `working`.
         #[test]
-        fn random_lives_obey_the_table(events in proptest::collection::vec(0_usize..7, 0..60)) {
+        fn random_lives_obey_the_table(events in proptest::collection::vec(0_usize..8, 0..60)) {
             let mut state = State::Queued;
-            let mut ends = 0;
+            let (mut ends, mut openings) = (0, 1);
             for event in events.into_iter().map(|index| Event::ALL[index]) {
                 let Some(next) = state.after(event) else { continue };
-                prop_assert!(!state.is_final());
+                prop_assert_eq!(state.is_final(), event == Event::Reopen);
+                if event == Event::Reopen { openings += 1; }
                 prop_assert!(event.sources().any(|source| source == state));
                 if next == State::Done { prop_assert_eq!(state, State::Working); }
                 if next == State::Working { prop_assert!(matches!(state, State::Queued | State::Loading)); }
                 if next.is_final() { ends += 1; }
                 state = next;
             }
-            prop_assert!(ends <= 1);
+            prop_assert!(ends <= openings);
+            prop_assert_eq!(state.is_final(), ends == openings);
         }
     }
 }

@@ -34,6 +34,8 @@ pub enum Fault {
     TooLong,
     /// Foreman's own disk could not keep the answer.
     NoRoom,
+    /// The deadline of the job passed: its answer is of no use.
+    Late,
 }
 
 /// What an error of the upstream's says about trying again.
@@ -111,6 +113,7 @@ pub fn judge(
         | Fault::Silent
         | Fault::TooLong
         | Fault::NoRoom
+        | Fault::Late
         | Fault::Told(_) => Verdict::Fail,
     }
 }

@@ -11,83 +11,6 @@ use super::error::StoreError;
 use super::rows::HeaderList;
 use super::{Durability, Store, life};
 
-/// A job about to be admitted.
-#[derive(Debug, Clone)]
-pub struct NewJob {
-    /// Its public name.
-    pub id: JobId,
-    /// The wire shape of its request.
-    pub dialect: Dialect,
-    /// What the worker has to do.
-    pub kind: Kind,
-    /// The lane it waits in, as text.
-    pub lane: String,
-    /// The model as the client wrote it; empty if it could not be read.
-    pub model: String,
-    /// How urgent it is.
-    pub class: Class,
-    /// Who asked: an opaque id; empty where nobody knows.
-    pub client: String,
-    /// Whether its answer is a stream.
-    pub is_streamed: bool,
-    /// Path and query as the client sent them.
-    pub path_and_query: String,
-    /// End-to-end request headers.
-    pub headers: HeaderList,
-    /// The original body.
-    pub body: Bytes,
-}
-
-/// How much may wait.
-#[derive(Debug, Clone, Copy)]
-pub struct QueueLimits {
-    /// Jobs in state `queued`.
-    pub jobs_max: u64,
-    /// Sum of their request bodies.
-    pub bytes_max: u64,
-    /// Jobs of each class in state `queued`, in the order of [`Class::ALL`]; `None` where only `jobs_max` holds.
-    pub class_max: [Option<u64>; 3],
-}
-
-/// The limit that an admission would have passed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum QueueLimit {
-    /// [`QueueLimits::jobs_max`].
-    Jobs,
-    /// [`QueueLimits::bytes_max`].
-    Bytes,
-    /// [`QueueLimits::class_max`] of this class.
-    Class(Class),
-}
-
-/// The answer to an admission.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Admission {
-    /// It is in the queue, on disk.
-    Admitted {
-        /// Its arrival number.
-        seq: i64,
-    },
-    /// The queue is full; nothing was stored.
-    Full {
-        /// Jobs that wait; of the class, where its own limit was reached.
-        jobs: u64,
-        /// What there was no more room for.
-        limit: QueueLimit,
-    },
-}
-
-/// What cancelling a waiting job came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cancellation {
-    /// It is cancelled.
-    Cancelled,
-    /// It was claimed or has ended: the worker sees to it.
-    NotWaiting,
-    /// There is no such job: it was never admitted.
-    Unknown,
-}
-
 /// A job taken by the worker, with all that is needed to run it.
 #[derive(Debug, Clone)]
 pub struct Claim {
@@ -105,6 +28,10 @@ pub struct Claim {
     pub model: String,
     /// Whether its answer is a stream.
     pub is_streamed: bool,
+    /// Whether it outlives its caller.
+    pub is_async: bool,
+    /// An answer after this is of no use (milliseconds since 1970).
+    pub deadline_ms: Option<i64>,
     /// The counters, this attempt included.
     pub counters: Counters,
     /// When it was admitted.
@@ -128,6 +55,56 @@ pub struct Ending {
     pub answer: Option<Answer>,
     /// Why it failed, for people.
     pub error: Option<String>,
+    /// The HTTP status that belongs to the error, where there is one.
+    pub error_status: Option<u16>,
+    /// What was measured on its last attempt.
+    pub measured: Measured,
+}
+
+impl Ending {
+    /// It failed without an answer.
+    pub(super) fn failed(error: impl Into<String>) -> Ending {
+        Ending::bare(Event::Fail, error)
+    }
+
+    /// It was cancelled.
+    pub(super) fn cancelled(error: impl Into<String>) -> Ending {
+        Ending::bare(Event::Cancel, error)
+    }
+
+    fn bare(event: Event, error: impl Into<String>) -> Ending {
+        Ending {
+            event,
+            answer: None,
+            error: Some(error.into()),
+            error_status: None,
+            measured: Measured::default(),
+        }
+    }
+}
+
+/// What was measured on an attempt. Times are milliseconds since 1970.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Measured {
+    /// When the first byte of the answer came.
+    pub first_byte_at_ms: Option<i64>,
+    /// When the last one did.
+    pub answered_at_ms: Option<i64>,
+    /// Tokens of the prompt, as Ollama counts them.
+    pub prompt_tokens: Option<u64>,
+    /// Tokens generated, as Ollama counts them.
+    pub output_tokens: Option<u64>,
+}
+
+/// What giving a job back came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GaveBack {
+    /// It waits again.
+    Queued,
+    /// It had been cancelled while it ran, and is now.
+    Cancelled,
+    /// The lease is lost: somebody else sees to it.
+    LeaseLost,
 }
 
 /// How a job goes back to the queue.
@@ -144,19 +121,6 @@ pub struct GiveBack {
 }
 
 impl Store {
-    /// Admits a job. When this returns `Admitted`, the job is on disk and will be served, whatever dies.
-    ///
-    /// # Errors
-    /// [`StoreError::Full`] and [`StoreError::RolledBack`]: nothing was stored, the client may try again.
-    pub async fn admit(
-        &self,
-        job: NewJob,
-        limits: QueueLimits,
-        at_ms: i64,
-    ) -> Result<Admission, StoreError> {
-        self.write(Durability::Synced, move |tx| life::admit(tx, &job, limits, at_ms)).await
-    }
-
     /// Claims the oldest ready job of this class in a lane with a fresh lease epoch and counts the attempt; `None` if none
     /// is ready any more. Survives kill -9, so a job that kills the daemon is counted.
     ///
@@ -188,7 +152,7 @@ impl Store {
             .await
     }
 
-    /// Puts a claimed job back into the queue. `false` if the lease is lost.
+    /// Puts a claimed job back into the queue, unless it was cancelled meanwhile.
     ///
     /// # Errors
     /// Any of the store's.
@@ -197,7 +161,7 @@ impl Store {
         seq: i64,
         epoch: i64,
         back: GiveBack,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<GaveBack, StoreError> {
         self.write(Durability::Process, move |tx| life::give_back(tx, seq, epoch, &back)).await
     }
 
@@ -214,13 +178,5 @@ impl Store {
         at_ms: i64,
     ) -> Result<bool, StoreError> {
         self.write(Durability::Synced, move |tx| life::finish(tx, seq, epoch, &ending, at_ms)).await
-    }
-
-    /// Cancels a job that still waits.
-    ///
-    /// # Errors
-    /// Any of the store's.
-    pub async fn cancel_waiting(&self, id: JobId, at_ms: i64) -> Result<Cancellation, StoreError> {
-        self.write(Durability::Process, move |tx| life::cancel_waiting(tx, id, at_ms)).await
     }
 }

@@ -73,15 +73,16 @@ impl Store {
         self.write(Durability::Process, clamp).await.map(|_| ())
     }
 
-    /// The last arrival number given out before the database was opened.
+    /// The last arrival number given out.
     ///
     /// # Errors
     /// Any of the store's.
-    pub async fn opening_seq(&self) -> Result<i64, StoreError> {
-        self.read(|tx| opening(tx)).await
+    pub async fn last_seq(&self) -> Result<i64, StoreError> {
+        let sql = "SELECT COALESCE(MAX(seq), 0) FROM job";
+        self.read(move |tx| Ok(tx.prepare_cached(sql)?.query_row([], |row| row.get(0))?)).await
     }
 
-    /// When the next job that waits for a retry becomes ready.
+    /// When the next job that waits for a retry, or for the time it is scheduled for, becomes ready.
     ///
     /// # Errors
     /// Any of the store's.
@@ -93,13 +94,21 @@ impl Store {
 /// No retry waits longer than this. A job that seems to was put back while the clock was ahead: it is ready.
 const DELAY_MS_MAX: i64 = 120_000;
 
-/// The first ready job of a lane and a class (as its row says) with an arrival number in a range.
+/// Delays ended in one write, so that a hundred thousand jobs scheduled for one time do not hold admissions up. The rest
+/// follows with the next look.
+const ENDED_MAX: u32 = 2_000;
+
+/// The first ready job of a lane and a class.
 pub(super) const HEAD: &str = "SELECT seq, ready_at_ms FROM job INDEXED BY job_ready
-    WHERE state = 'queued' AND not_before_ms = 0 AND lane = ?1 AND class = ?2 AND seq > ?3 AND seq <= ?4
+    WHERE state = 'queued' AND not_before_ms = 0 AND lane = ?1 AND class = ?2
     ORDER BY seq LIMIT 1";
 
-/// Delays that are over, and delays that cannot be: given while the clock was ahead.
-pub(super) const DELAYS_OVER: [&str; 2] = ["not_before_ms <= ?1", "not_before_ms > ?1"];
+/// Delays and schedules that are over, and delays that cannot be: given while the clock was ahead.
+pub(super) const DELAYS_OVER: [&str; 2] = [
+    "job INDEXED BY job_delayed WHERE state = 'queued' AND not_before_ms <> 0 AND not_before_ms <= ?1",
+    "job INDEXED BY job_put_off
+     WHERE state = 'queued' AND not_before_ms <> 0 AND not_before_ms <> run_at_ms AND not_before_ms > ?1",
+];
 
 /// The first delay that is not over.
 pub(super) const NEXT_READY: &str = "SELECT not_before_ms FROM job INDEXED BY job_delayed
@@ -116,8 +125,8 @@ enum Seen {
 }
 
 fn look(tx: &Transaction<'_>, now_ms: i64) -> Result<Seen, StoreError> {
-    for (condition, bound_ms) in DELAYS_OVER.into_iter().zip(delay_bounds(now_ms)) {
-        let sql = delays_over(condition);
+    for (over, bound_ms) in DELAYS_OVER.into_iter().zip(delay_bounds(now_ms)) {
+        let sql = delays_over(over);
         if tx.prepare_cached(&sql)?.exists([bound_ms])? {
             return Ok(Seen::DelaysOver);
         }
@@ -129,18 +138,16 @@ fn delay_bounds(now_ms: i64) -> [i64; 2] {
     [now_ms, now_ms.saturating_add(DELAY_MS_MAX)]
 }
 
-pub(super) fn delays_over(condition: &str) -> String {
-    format!(
-        "SELECT 1 FROM job INDEXED BY job_delayed WHERE state = 'queued' AND not_before_ms <> 0 AND {condition}"
-    )
+pub(super) fn delays_over(over: &str) -> String {
+    format!("SELECT 1 FROM {over}")
 }
 
 /// Makes the jobs ready whose delay is over at `now_ms`.
 pub(super) fn end_delays(tx: &Connection, now_ms: i64) -> Result<(), StoreError> {
-    for (condition, bound_ms) in DELAYS_OVER.into_iter().zip(delay_bounds(now_ms)) {
+    for (over, bound_ms) in DELAYS_OVER.into_iter().zip(delay_bounds(now_ms)) {
         let sql = format!(
-            "UPDATE job INDEXED BY job_delayed SET not_before_ms = 0, ready_at_ms = MIN(ready_at_ms, ?2)
-             WHERE state = 'queued' AND not_before_ms <> 0 AND {condition}"
+            "UPDATE job SET not_before_ms = 0, ready_at_ms = MIN(ready_at_ms, ?2)
+             WHERE seq IN (SELECT seq FROM {over} LIMIT {ENDED_MAX})"
         );
         tx.prepare_cached(&sql)?.execute(params![bound_ms, now_ms])?;
     }
@@ -194,21 +201,14 @@ pub(super) fn waiting_of_class(tx: &Connection, class: Class) -> Result<u64, Sto
     Ok(rows::count(tx.prepare_cached(sql)?.query_row([class.name()], |row| row.get(0))?))
 }
 
-/// The arrival number up to which waiting jobs are of class batch: the last one before the last opening.
-pub(super) fn opening(tx: &Connection) -> Result<i64, StoreError> {
-    Ok(tx.prepare_cached("SELECT seq FROM opening")?.query_row([], |row| row.get(0))?)
-}
-
 /// Looks for the first ready job of a lane and class, many times in one transaction.
 pub(super) struct Heads<'tx> {
     statement: CachedStatement<'tx>,
-    /// Jobs up to it are of class batch, whatever their row says.
-    opening: i64,
 }
 
 impl<'tx> Heads<'tx> {
     pub(super) fn prepare(tx: &'tx Connection) -> Result<Heads<'tx>, StoreError> {
-        Ok(Heads { statement: tx.prepare_cached(HEAD)?, opening: opening(tx)? })
+        Ok(Heads { statement: tx.prepare_cached(HEAD)? })
     }
 
     pub(super) fn find(
@@ -216,33 +216,9 @@ impl<'tx> Heads<'tx> {
         lane: &str,
         class: Class,
     ) -> Result<Option<WaitingHead>, StoreError> {
-        match class {
-            Class::Interactive | Class::Normal => self.between(lane, class, self.opening, i64::MAX),
-            Class::Batch => {
-                let heads = [
-                    self.between(lane, Class::Interactive, 0, self.opening)?,
-                    self.between(lane, Class::Normal, 0, self.opening)?,
-                    self.between(lane, Class::Batch, 0, i64::MAX)?,
-                ];
-                Ok(heads.into_iter().flatten().min_by_key(|head| head.seq))
-            }
-        }
-    }
-
-    fn between(
-        &mut self,
-        lane: &str,
-        class_of_row: Class,
-        after: i64,
-        up_to: i64,
-    ) -> Result<Option<WaitingHead>, StoreError> {
-        if after >= up_to {
-            return Ok(None);
-        }
-        let range = params![lane, class_of_row.name(), after, up_to];
-        let head = self
-            .statement
-            .query_row(range, |row| Ok(WaitingHead { seq: row.get(0)?, ready_at_ms: row.get(1)? }));
+        let head = self.statement.query_row(params![lane, class.name()], |row| {
+            Ok(WaitingHead { seq: row.get(0)?, ready_at_ms: row.get(1)? })
+        });
         Ok(head.optional()?)
     }
 }

@@ -6,15 +6,14 @@ use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::domain::dialect::Dialect;
-use crate::domain::job::{Class, Counters, Event, JobId, Kind, State};
+use crate::domain::job::{Class, Counters, Event, Kind, State};
 use crate::domain::retry::Charge;
 use crate::fail_point;
 
 use super::answers;
+use super::deliveries;
 use super::error::StoreError;
-use super::jobs::{
-    Admission, Cancellation, Claim, Ending, GiveBack, NewJob, QueueLimit, QueueLimits,
-};
+use super::jobs::{Claim, Ending, GaveBack, GiveBack};
 use super::lanes;
 use super::rows::{self, HeaderList};
 
@@ -25,78 +24,9 @@ const CREDENTIALS: [&str; 4] = ["authorization", "cookie", "proxy-authorization"
 const ERROR_CHARS_MAX: usize = 1_000;
 
 /// The states `event` may start from, as a SQL list.
-fn sources(event: Event) -> String {
+pub(super) fn sources(event: Event) -> String {
     let names: Vec<String> = event.sources().map(|state| format!("'{}'", state.name())).collect();
     names.join(",")
-}
-
-pub(super) fn admit(
-    tx: &Connection,
-    job: &NewJob,
-    limits: QueueLimits,
-    at_ms: i64,
-) -> Result<Admission, StoreError> {
-    if let Some((limit, jobs)) = limit_reached(tx, job, limits)? {
-        return Ok(Admission::Full { jobs, limit });
-    }
-    let sql = "INSERT INTO job(id, dialect, kind, lane, model, class, client, path, is_streamed, state, request_bytes,
-                               created_at_ms, ready_at_ms)
-               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 'queued', ?10, ?11, ?11)";
-    let (path, _) = job.path_and_query.split_once('?').unwrap_or((&job.path_and_query, ""));
-    tx.prepare_cached(sql)?.execute(params![
-        job.id.to_string(),
-        job.dialect.name(),
-        job.kind.name(),
-        job.lane,
-        job.model,
-        job.class.name(),
-        job.client,
-        path,
-        job.is_streamed,
-        rows::to_column(job.body.len()),
-        at_ms
-    ])?;
-    let seq = tx.last_insert_rowid();
-    tx.prepare_cached(
-        "INSERT INTO request(seq, path_and_query, headers, body) VALUES (?1, ?2, ?3, ?4)",
-    )?
-    .execute(params![
-        seq,
-        job.path_and_query,
-        rows::headers_to_text(&job.headers),
-        job.body.as_ref()
-    ])?;
-    record(tx, seq, None, State::Queued, &Note { epoch: 0, at_ms, text: None })?;
-    fail_point::reach("admit.uncommitted");
-    Ok(Admission::Admitted { seq })
-}
-
-/// The limit that this job would pass, and how many jobs already wait under it.
-fn limit_reached(
-    tx: &Connection,
-    job: &NewJob,
-    limits: QueueLimits,
-) -> Result<Option<(QueueLimit, u64)>, StoreError> {
-    let (jobs, bytes): (i64, i64) = tx
-        .prepare_cached("SELECT jobs, bytes FROM tally WHERE state = 'queued'")?
-        .query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
-    let (jobs, bytes) = (rows::count(jobs), rows::count(bytes));
-    if jobs >= limits.jobs_max {
-        return Ok(Some((QueueLimit::Jobs, jobs)));
-    }
-    let body_bytes = u64::try_from(job.body.len()).unwrap_or(u64::MAX);
-    if jobs > 0 && bytes.saturating_add(body_bytes) > limits.bytes_max {
-        return Ok(Some((QueueLimit::Bytes, jobs)));
-    }
-    let class_max =
-        Class::ALL.into_iter().zip(limits.class_max).find(|(class, _)| *class == job.class);
-    if let Some((class, Some(class_max))) = class_max {
-        let of_class = lanes::waiting_of_class(tx, class)?;
-        if of_class >= class_max {
-            return Ok(Some((QueueLimit::Class(class), of_class)));
-        }
-    }
-    Ok(None)
 }
 
 pub(super) fn claim(
@@ -130,7 +60,7 @@ pub(super) fn claim(
         Err(StoreError::Strange(what)) => {
             // One row that cannot be read must not block all that wait behind it.
             let text = format!("the stored job cannot be read: {what}");
-            let ending = Ending { event: Event::Fail, answer: None, error: Some(text) };
+            let ending = Ending::failed(text);
             finish(tx, seq, epoch, &ending, at_ms)?;
             Ok(None)
         }
@@ -142,7 +72,7 @@ pub(super) fn claim(
 fn claimed_job(tx: &Connection, seq: i64) -> Result<Claim, StoreError> {
     let (path_and_query, headers, body) = request(tx, seq)?;
     let sql = "SELECT id, lease_epoch, kind, dialect, model, is_streamed, attempts, interruptions, deferrals,
-                      created_at_ms, claimed_at_ms FROM job WHERE seq = ?1";
+                      created_at_ms, claimed_at_ms, is_async, deadline_ms FROM job WHERE seq = ?1";
     let row = tx.prepare_cached(sql)?.query_row([seq], |row| {
         let counters = Counters {
             attempts: rows::small(row.get(6)?),
@@ -150,10 +80,12 @@ fn claimed_job(tx: &Connection, seq: i64) -> Result<Claim, StoreError> {
             deferrals: rows::small(row.get(8)?),
         };
         let names: [String; 3] = [row.get(0)?, row.get(2)?, row.get(3)?];
-        Ok((names, row.get(1)?, row.get(4)?, row.get(5)?, counters, row.get(9)?, row.get(10)?))
+        let times = (row.get(9)?, row.get(10)?, row.get(12)?);
+        let (is_streamed, is_async) = (row.get(5)?, row.get(11)?);
+        Ok((names, row.get(1)?, row.get(4)?, is_streamed, is_async, counters, times))
     })?;
-    let ([id, kind, dialect], lease_epoch, model, is_streamed, counters, created_at_ms, at_ms) =
-        row;
+    let ([id, kind, dialect], lease_epoch, model, is_streamed, is_async, counters, times) = row;
+    let (created_at_ms, claimed_at_ms, deadline_ms) = times;
     let strange = |what: &str, text: &str| StoreError::Strange(format!("{what} {text:?}"));
     Ok(Claim {
         seq,
@@ -163,9 +95,11 @@ fn claimed_job(tx: &Connection, seq: i64) -> Result<Claim, StoreError> {
         dialect: Dialect::from_name(&dialect).ok_or_else(|| strange("dialect", &dialect))?,
         model,
         is_streamed,
+        is_async,
+        deadline_ms,
         counters,
         created_at_ms,
-        claimed_at_ms: at_ms,
+        claimed_at_ms,
         path_and_query,
         headers,
         body,
@@ -205,8 +139,15 @@ pub(super) fn give_back(
     seq: i64,
     epoch: i64,
     back: &GiveBack,
-) -> Result<bool, StoreError> {
-    let Some(from) = leased_state(tx, seq, epoch)? else { return Ok(false) };
+) -> Result<GaveBack, StoreError> {
+    let Some(from) = leased_state(tx, seq, epoch)? else { return Ok(GaveBack::LeaseLost) };
+    if is_cancelling(tx, seq)? {
+        let ending = Ending::cancelled("it was cancelled while it ran");
+        return Ok(match finish(tx, seq, epoch, &ending, back.at_ms)? {
+            true => GaveBack::Cancelled,
+            false => GaveBack::LeaseLost,
+        });
+    }
     let charged = match back.charge {
         Charge::Attempt => "attempts = attempts",
         Charge::Interruption => "attempts = attempts - 1, interruptions = interruptions + 1",
@@ -215,7 +156,8 @@ pub(super) fn give_back(
     };
     let sql = format!(
         "UPDATE job SET state = 'queued', {charged}, not_before_ms = ?3, last_error = ?4,
-                ready_at_ms = MAX(created_at_ms, ?5), claimed_at_ms = NULL, working_at_ms = NULL, load_ms = NULL
+                ready_at_ms = MAX(created_at_ms, ?5), queued_at_ms = ?6, claimed_at_ms = NULL, working_at_ms = NULL,
+                load_ms = NULL
          WHERE seq = ?1 AND lease_epoch = ?2 AND state IN ({})",
         sources(Event::GiveBack)
     );
@@ -227,14 +169,21 @@ pub(super) fn give_back(
         epoch,
         not_before_ms,
         error,
-        back.not_before_ms
+        back.not_before_ms,
+        back.at_ms
     ])?;
-    if changed == 1 {
-        let note = Note { epoch, at_ms: back.at_ms, text: Some(&error) };
-        record(tx, seq, Some(from), State::Queued, &note)?;
-        fail_point::reach("give_back.uncommitted");
+    if changed != 1 {
+        return Ok(GaveBack::LeaseLost);
     }
-    Ok(changed == 1)
+    let note = Note { epoch, at_ms: back.at_ms, text: Some(&error) };
+    record(tx, seq, Some(from), State::Queued, &note)?;
+    fail_point::reach("give_back.uncommitted");
+    Ok(GaveBack::Queued)
+}
+
+fn is_cancelling(tx: &Connection, seq: i64) -> Result<bool, StoreError> {
+    let sql = "SELECT is_cancelling FROM job WHERE seq = ?1";
+    Ok(tx.prepare_cached(sql)?.query_row([seq], |row| row.get(0))?)
 }
 
 pub(super) fn finish(
@@ -250,11 +199,24 @@ pub(super) fn finish(
     };
     let error = ending.error.as_deref().map(shortened);
     let sql = format!(
-        "UPDATE job SET state = ?3, finished_at_ms = ?4, last_error = ?5
+        "UPDATE job SET state = ?3, finished_at_ms = ?4, last_error = ?5, error_status = ?6, first_byte_at_ms = ?7,
+                answered_at_ms = ?8, prompt_tokens = ?9, output_tokens = ?10, is_cancelling = 0
          WHERE seq = ?1 AND lease_epoch = ?2 AND state IN ({})",
         sources(ending.event)
     );
-    let changed = tx.prepare_cached(&sql)?.execute(params![seq, epoch, to.name(), at_ms, error])?;
+    let measured = &ending.measured;
+    let changed = tx.prepare_cached(&sql)?.execute(params![
+        seq,
+        epoch,
+        to.name(),
+        at_ms,
+        error,
+        ending.error_status,
+        measured.first_byte_at_ms,
+        measured.answered_at_ms,
+        measured.prompt_tokens.map(rows::counted),
+        measured.output_tokens.map(rows::counted)
+    ])?;
     if changed != 1 {
         return Ok(false);
     }
@@ -267,33 +229,17 @@ pub(super) fn finish(
     Ok(true)
 }
 
-pub(super) fn cancel_waiting(
-    tx: &Connection,
-    id: JobId,
-    at_ms: i64,
-) -> Result<Cancellation, StoreError> {
-    let sql = "UPDATE job SET state = 'cancelled', finished_at_ms = ?2, last_error = 'the client left while waiting'
-               WHERE id = ?1 AND state = 'queued' RETURNING seq, lease_epoch";
-    let cancelled: Option<(i64, i64)> = tx
-        .prepare_cached(sql)?
-        .query_row(params![id.to_string(), at_ms], |row| Ok((row.get(0)?, row.get(1)?)))
-        .optional()?;
-    let Some((seq, epoch)) = cancelled else {
-        let is_known =
-            tx.prepare_cached("SELECT 1 FROM job WHERE id = ?1")?.exists([id.to_string()])?;
-        return Ok(if is_known { Cancellation::NotWaiting } else { Cancellation::Unknown });
-    };
-    forget_request(tx, seq, State::Cancelled)?;
-    let note = Note { epoch, at_ms, text: Some("the client left while waiting") };
-    record(tx, seq, Some(State::Queued), State::Cancelled, &note)?;
-    fail_point::reach("cancel.uncommitted");
-    Ok(Cancellation::Cancelled)
-}
-
-/// Drops what an ended job no longer needs. Only a failed one keeps its request, to be looked into, without the client's
-/// credentials.
+/// Drops what an ended job no longer needs. A failed one keeps its request, to be looked into and tried again, and so does
+/// a cancelled one that outlives its caller; without the client's credentials.
 pub(super) fn forget_request(tx: &Connection, seq: i64, ended: State) -> Result<(), StoreError> {
-    if ended != State::Failed {
+    let is_kept = match ended {
+        State::Failed => true,
+        State::Cancelled => tx
+            .prepare_cached("SELECT is_async FROM job WHERE seq = ?1")?
+            .query_row([seq], |row| row.get(0))?,
+        State::Done | State::Queued | State::Loading | State::Working => false,
+    };
+    if !is_kept {
         tx.prepare_cached("DELETE FROM request WHERE seq = ?1")?.execute([seq])?;
         return Ok(());
     }
@@ -325,7 +271,7 @@ pub(super) struct Note<'a> {
     pub(super) text: Option<&'a str>,
 }
 
-/// Writes the transition log: the proof that no job has two outcomes.
+/// Writes the transition log, which is the proof that no job has two outcomes, and the webhook that is owed for it.
 pub(super) fn record(
     tx: &Connection,
     seq: i64,
@@ -343,9 +289,9 @@ pub(super) fn record(
         note.at_ms,
         note.text
     ])?;
-    Ok(())
+    deliveries::owe(tx, tx.last_insert_rowid(), seq, note.at_ms)
 }
 
-fn shortened(text: &str) -> String {
+pub(super) fn shortened(text: &str) -> String {
     text.chars().take(ERROR_CHARS_MAX).collect()
 }

@@ -4,8 +4,12 @@
 //! A write is acknowledged only after its transaction was committed; a [`Durability::Synced`] one only after it
 //! reached the disk. Nothing here knows HTTP or Ollama.
 
+mod admission;
 mod answers;
+mod by_hand;
+mod deliveries;
 mod error;
+mod events;
 mod jobs;
 mod lanes;
 mod learning;
@@ -19,27 +23,35 @@ mod rows;
 mod schema;
 mod space;
 mod trace;
+mod view;
 mod writer;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::{Connection, OpenFlags, Transaction};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast};
 
 use crate::fail_point;
 
+pub use admission::{
+    Admission, Extras, FoundBy, Hash, Idempotency, Likeness, NewJob, QueueLimit, QueueLimits,
+    Webhook,
+};
 pub use answers::{Answer, AnswerBody};
+pub use by_hand::{Cancellation, Dropping, MANY_MAX, Many, Reopening, Which};
 pub use error::StoreError;
-pub use jobs::{Admission, Cancellation, Claim, Ending, GiveBack, NewJob, QueueLimit, QueueLimits};
+pub use events::{EVENTS_MAX, Page, Transition};
+pub use jobs::{Claim, Ending, GaveBack, GiveBack, Measured};
 pub use lanes::{WaitingHead, WaitingLane};
 pub use learning::Learned;
 pub use overview::{LaneSummary, OpenJob, Overview};
 pub use recovery::Recovered;
-pub use retention::Swept;
+pub use retention::{EndedBefore, Swept};
 pub use rows::HeaderList;
 pub use space::Room;
 pub use trace::FinishedJob;
+pub use view::{AnswerSummary, Attempt, Filter, JobView, Listed, Sought};
 pub use writer::Durability;
 
 /// How many read-only connections there are. Who asks on behalf of clients leaves one for the worker's decisions.
@@ -56,6 +68,7 @@ struct Shared {
     space: Arc<space::Space>,
     readers: Mutex<Vec<Connection>>,
     free_readers: Arc<Semaphore>,
+    events: broadcast::Sender<Arc<Transition>>,
     path: PathBuf,
     /// Held until the last clone is gone: a second daemon on the same database is refused.
     _lock: lock::Lock,
@@ -86,11 +99,15 @@ impl Store {
             recovered
         };
         let readers = (0..READERS).map(|_| open_reader(path)).collect::<Result<Vec<_>, _>>()?;
+        let events = events::channel();
+        let publisher = events::Publisher::new(&connection, events.clone())?;
+        let bench = writer::Bench::new(path.clone(), Arc::clone(&space), publisher);
         let shared = Shared {
-            writer: writer::Writer::start(connection, path.clone(), Arc::clone(&space))?,
+            writer: writer::Writer::start(connection, bench)?,
             space,
             readers: Mutex::new(readers),
             free_readers: Arc::new(Semaphore::new(READERS)),
+            events,
             path: path.to_owned(),
             _lock: lock,
         };

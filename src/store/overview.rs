@@ -79,9 +79,10 @@ impl Store {
     }
 }
 
-/// The oldest delayed job of a lane.
-pub(super) const OLDEST_DELAYED: &str = "SELECT seq FROM job INDEXED BY job_delayed_in_lane
-    WHERE state = 'queued' AND not_before_ms <> 0 AND lane = ?1 ORDER BY seq LIMIT 1";
+/// The oldest job of a lane that waits for a retry.
+pub(super) const OLDEST_DELAYED: &str = "SELECT seq FROM job INDEXED BY job_put_off_in_lane
+    WHERE state = 'queued' AND not_before_ms <> 0 AND not_before_ms <> run_at_ms AND lane = ?1
+    ORDER BY seq LIMIT 1";
 
 /// Jobs in flight: as many as are served at once.
 pub(super) const LIVE: &str = "job INDEXED BY job_live WHERE state IN ('loading','working')";
@@ -147,7 +148,7 @@ fn summary(
 pub(super) fn open_jobs_sql(source: &str) -> String {
     format!(
         "SELECT seq, id, state, lane, model, dialect, attempts, created_at_ms, claimed_at_ms, not_before_ms, last_error,
-                CASE WHEN state = 'queued' AND seq <= (SELECT seq FROM opening) THEN 'batch' ELSE class END
+                class
          FROM {source} ORDER BY seq LIMIT ?1"
     )
 }

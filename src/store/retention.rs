@@ -1,16 +1,19 @@
-//! Retention: finished jobs are dropped after `FOREMAN_JOB_TTL`, a few at a time, and their space is given back. What was
-//! learned and is no longer used goes, too.
+//! Retention: ended jobs are dropped after their time, a few at a time, and their space is given back. A job stays while it
+//! owes a webhook. What was learned and is no longer used goes, too.
 
 use rusqlite::{Connection, params};
 
 use crate::fail_point;
 
 use super::error::StoreError;
-use super::learning;
 use super::{Durability, Store};
+use super::{by_hand, learning};
 
 /// Jobs dropped in one write: short enough not to be felt by a waiting admission.
 const SWEEP_MAX: u32 = 200;
+
+/// Dropped jobs whose ids are remembered, to answer 410 and not 404: 5 MB of ids.
+const PURGED_MAX: u32 = 100_000;
 
 /// Free pages given back to the file system in one write (8 MB): more than a sweep of small jobs frees, so that the file
 /// shrinks, and little enough to keep the write short.
@@ -33,14 +36,14 @@ impl Swept {
 }
 
 impl Store {
-    /// Drops up to [`SWEEP_MAX`] jobs that finished before `before_ms`, and what was learned of clients not seen for long.
+    /// Drops up to [`SWEEP_MAX`] jobs that ended before these times, and what was learned of clients not seen for long.
     ///
     /// # Errors
     /// Any of the store's; nothing was dropped.
-    pub async fn sweep(&self, before_ms: i64, now_ms: i64) -> Result<Swept, StoreError> {
+    pub async fn sweep(&self, before: EndedBefore, now_ms: i64) -> Result<Swept, StoreError> {
         self.write(Durability::Process, move |tx| {
             learning::forget_unused(tx, now_ms)?;
-            sweep(tx, before_ms)
+            sweep(tx, before)
         })
         .await
     }
@@ -59,23 +62,54 @@ impl Store {
     }
 }
 
-pub(super) fn sweep(tx: &Connection, before_ms: i64) -> Result<Swept, StoreError> {
-    let old = "SELECT seq FROM job WHERE finished_at_ms IS NOT NULL AND finished_at_ms < ?1
-               ORDER BY finished_at_ms LIMIT ?2";
-    let files = tx
-        .prepare_cached(&format!(
-            "SELECT file FROM answer WHERE file IS NOT NULL AND seq IN ({old})"
-        ))?
-        .query_map(params![before_ms, SWEEP_MAX], |row| row.get(0))?
-        .collect::<Result<Vec<String>, _>>()?;
-    let jobs = tx
-        .prepare_cached(&format!("DELETE FROM job WHERE seq IN ({old})"))?
-        .execute(params![before_ms, SWEEP_MAX])?;
+/// How long ago jobs must have ended to be dropped (milliseconds since 1970).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EndedBefore {
+    /// Those that are done or cancelled.
+    pub over_ms: i64,
+    /// Those that failed: somebody may want to look into them.
+    pub failed_ms: i64,
+}
+
+/// Ended jobs by age, without those that owe a webhook.
+pub(super) const OLD: [&str; 2] = [
+    "job INDEXED BY job_over WHERE state IN ('done','cancelled')",
+    "job INDEXED BY job_dead WHERE state = 'failed'",
+];
+
+pub(super) fn sweep(tx: &Connection, before: EndedBefore) -> Result<Swept, StoreError> {
+    let mut swept = Swept::default();
+    for (old, before_ms) in OLD.into_iter().zip([before.over_ms, before.failed_ms]) {
+        let sql = format!(
+            "SELECT seq FROM {old} AND finished_at_ms < ?1
+             AND NOT EXISTS (SELECT 1 FROM delivery WHERE delivery.seq = job.seq AND delivery.state = 'pending')
+             ORDER BY finished_at_ms LIMIT ?2"
+        );
+        let seqs: Vec<i64> = tx
+            .prepare_cached(&sql)?
+            .query_map(params![before_ms, SWEEP_MAX], |row| row.get(0))?
+            .collect::<Result<_, _>>()?;
+        for seq in seqs {
+            swept.files.extend(by_hand::drop_ended(tx, seq)?);
+            swept.jobs += 1;
+        }
+    }
+    if swept.jobs > 0 {
+        forget_purged(tx)?;
+    }
     give_space_back(tx)?;
-    if jobs > 0 {
+    if swept.jobs > 0 {
         fail_point::reach("sweep.uncommitted");
     }
-    Ok(Swept { jobs, files })
+    Ok(swept)
+}
+
+/// Ids sort by time: the oldest go.
+fn forget_purged(tx: &Connection) -> Result<(), StoreError> {
+    let sql =
+        "DELETE FROM purged WHERE id < (SELECT id FROM purged ORDER BY id DESC LIMIT 1 OFFSET ?1)";
+    tx.prepare_cached(sql)?.execute([PURGED_MAX])?;
+    Ok(())
 }
 
 /// Gives free pages back to the file system. The pragma frees one page a step, so it is stepped to its end.

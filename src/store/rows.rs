@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::domain::job::Class;
+use crate::domain::job::{Class, JobId, State};
 
 use super::error::StoreError;
 
@@ -29,6 +29,21 @@ pub(super) fn headers_from_text(text: &str) -> Result<HeaderList, StoreError> {
 /// A column value as a class.
 pub(super) fn class(name: &str) -> Result<Class, StoreError> {
     Class::from_name(name).ok_or_else(|| StoreError::Strange(format!("class {name:?}")))
+}
+
+/// A column value as the public name of a job.
+pub(super) fn job_id(text: &str) -> Result<JobId, StoreError> {
+    text.parse().map_err(|_| StoreError::Strange(format!("id {text:?}")))
+}
+
+/// A column value as a state.
+pub(super) fn state(name: &str) -> Result<State, StoreError> {
+    State::from_name(name).ok_or_else(|| StoreError::Strange(format!("state {name:?}")))
+}
+
+/// A count as a column value.
+pub(super) fn counted(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 /// An unsigned count as a column value.

@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::clock::Clock;
 
 use super::error::StoreError;
+use super::events::Publisher;
 use super::log::{checkpoint, reopen};
 use super::space::Space;
 
@@ -110,15 +111,10 @@ fn in_savepoint<T>(
 }
 
 impl Writer {
-    /// Starts the thread on the one read-write connection, which is of the database at `path`.
-    pub(super) fn start(
-        connection: Connection,
-        path: PathBuf,
-        space: Arc<Space>,
-    ) -> Result<Writer, StoreError> {
+    /// Starts the thread on the one read-write connection.
+    pub(super) fn start(connection: Connection, bench: Bench) -> Result<Writer, StoreError> {
         let (sender, receiver) = mpsc::channel(WAITING_MAX);
         let (living, alive) = watch::channel(());
-        let bench = Bench { path, space, clock: Clock::system(), io_fault_at_ms: None };
         let thread = std::thread::Builder::new()
             .name("store-writer".to_owned())
             .spawn(move || {
@@ -171,15 +167,21 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 /// What the thread works with, beside its connection.
-struct Bench {
+pub(super) struct Bench {
     path: PathBuf,
     space: Arc<Space>,
+    publisher: Publisher,
     clock: Clock,
     /// When the disk failed last.
     io_fault_at_ms: Option<i64>,
 }
 
 impl Bench {
+    /// For the database at `path`.
+    pub(super) fn new(path: PathBuf, space: Arc<Space>, publisher: Publisher) -> Bench {
+        Bench { path, space, publisher, clock: Clock::system(), io_fault_at_ms: None }
+    }
+
     fn run(mut self, mut connection: Connection, mut receiver: mpsc::Receiver<Write>) {
         let mut writes_since_checkpoint = 0;
         while let Some(first) = receiver.blocking_recv() {
@@ -191,6 +193,9 @@ impl Bench {
                 self.make_way(&mut receiver);
             }
             answer(batch, &outcome);
+            if outcome.is_ok() {
+                self.publisher.publish(&connection);
+            }
             if outcome.is_ok() && writes_since_checkpoint >= CHECKPOINT_WRITES {
                 writes_since_checkpoint = 0;
                 outcome = checkpoint(&connection, "PASSIVE").map(drop);

@@ -39,17 +39,6 @@ const ERROR_BYTES_MAX: u64 = 1024 * 1024;
 /// A stream whose first record is not complete after this many bytes is shown all the same.
 const HIDDEN_BYTES_MAX: u64 = 256 * 1024;
 
-/// How long an answer may stay silent after its upstream was away and came back without its model.
-const RETURN_GRACE: Duration = Duration::from_secs(5);
-
-/// How many idle limits an unstreamed answer that nobody waits for may take to begin: an hour with the default.
-const UNFOLLOWED_PATIENCE: u32 = 6;
-
-/// How many idle limits it may stay silent where the model is still there. A connection that survived goes on, and an
-/// unstreamed answer is silent to its end; a dead one is mostly ended by the system's keepalive. What is left is a
-/// connection that something in between has forgotten.
-const LISTED_PATIENCE: u32 = 6;
-
 /// After the end mark, how long the end of the HTTP message is waited for: it only decides whether the connection can be
 /// used again.
 const FRAMING_LIMIT: Duration = Duration::from_secs(1);
@@ -66,7 +55,8 @@ impl Hands {
         key: Option<&LoadKey>,
         load_ms: i64,
     ) -> Conclusion {
-        output.start_over(Timings { queue_ms: waited_ms(claim), load_ms });
+        let attempt = claim.lease_epoch;
+        output.start_over(Timings { attempt, queue_ms: waited_ms(claim), load_ms });
         let body = self.body_to_send(claim, key);
         let conclusion = tokio::select! {
             // In this order: a stop closes the clients' connections too, and that must not look like their leaving.
@@ -75,6 +65,7 @@ impl Hands {
                 Conclusion::Stopped("foreman was stopped before the answer was whole".to_owned())
             }
             () = output.abandoned() => Conclusion::Abandoned,
+            () = self.deadline(claim.deadline_ms) => Conclusion::late(),
             () = self.left_behind(output, key) => {
                 let text = "ollama went away while the job ran, and came back without it".to_owned();
                 Conclusion::failed(Fault::UpstreamDied, 502, text)
@@ -88,33 +79,6 @@ impl Hands {
             }
         }
         conclusion
-    }
-
-    /// Returns when the upstream went away and came back, and nothing more of this answer came after that. A host that sleeps
-    /// or a network that breaks leaves a connection that looks open and never says anything again; without this an
-    /// unstreamed job would hold the worker for ever.
-    async fn left_behind(&self, output: &Output, key: Option<&LoadKey>) {
-        loop {
-            self.tools.health.returned().await;
-            let bytes = output.bytes();
-            let idle_limit = self.settings.idle_limit;
-            let grace = match self.has_lost(key).await {
-                true => idle_limit.min(RETURN_GRACE),
-                false => idle_limit * LISTED_PATIENCE,
-            };
-            tokio::time::sleep(grace).await;
-            if output.bytes() == bytes {
-                return;
-            }
-        }
-    }
-
-    /// Whether the upstream no longer holds the key: it was started anew, and the job's runner died with it.
-    async fn has_lost(&self, key: Option<&LoadKey>) -> bool {
-        let Some(key) = key else { return false };
-        let inventory = &self.tools.inventory;
-        let ps = inventory.ps(&self.tools.ollama).await;
-        ps.is_ok_and(|ps| ps.iter().all(|listed| !inventory.is_same(&listed.model, &key.model)))
     }
 
     /// The original bytes, minus every top-level `keep_alive`: repeated on a busy runner it can deadlock Ollama. What the
@@ -182,17 +146,6 @@ impl Hands {
         }
     }
 
-    /// How long the beginning of an answer is waited for. An unstreamed answer comes at the end of the work, however long
-    /// that is, and its client can leave; but nobody would ever end the wait for one whose client a restart has cut off.
-    fn head_limit(&self, claim: &Claim, output: &Output) -> Option<Duration> {
-        let idle_limit = self.settings.idle_limit;
-        match (claim.is_streamed, output.is_followed()) {
-            (true, _) => Some(idle_limit),
-            (false, true) => None,
-            (false, false) => Some(idle_limit * UNFOLLOWED_PATIENCE),
-        }
-    }
-
     async fn send_fault(&self, fault: &SendError) -> Conclusion {
         let text = fault.to_string();
         match fault {
@@ -251,7 +204,9 @@ impl Hands {
             };
             match data {
                 Ok(Some(data)) => {
+                    self.see_first_byte(output);
                     scanner.feed(&data);
+                    output.count_records(scanner.records_before_error());
                     if is_stream && is_decided(scanner.state()) && framing_over.is_none() {
                         output.decide();
                         framing_over = Some(Box::pin(tokio::time::sleep(FRAMING_LIMIT)));
@@ -273,6 +228,12 @@ impl Hands {
             }
         };
         let is_framed = ended.is_none();
+        let (usage, answered_at_ms) = (scanner.usage(), self.now_ms());
+        output.measure(|measured| {
+            measured.answered_at_ms = Some(answered_at_ms);
+            measured.prompt_tokens = usage.prompt_eval_count;
+            measured.output_tokens = usage.eval_count;
+        });
         // An unstreamed native answer says so itself, however large it is.
         let is_half = scanner.done_member() == Some(false);
         match scanner.finish() {
@@ -286,6 +247,13 @@ impl Hands {
                 None => truncated(),
             },
         }
+    }
+
+    fn see_first_byte(&self, output: &Output) {
+        let now_ms = self.now_ms();
+        output.measure(|measured| {
+            measured.first_byte_at_ms.get_or_insert(now_ms);
+        });
     }
 
     async fn ended(&self, ended: Ended) -> Conclusion {

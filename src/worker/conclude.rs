@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::domain::job::Event;
 use crate::domain::retry::{Charge, Exposure, Fault, Told, Verdict, judge};
 use crate::fail_point;
-use crate::store::{Answer, AnswerBody, Claim, Ending, GiveBack, StoreError};
+use crate::store::{Answer, AnswerBody, Claim, Ending, GaveBack, GiveBack, StoreError};
 
 use super::delay::{chance, delay};
 use super::handle::add;
@@ -68,6 +68,12 @@ impl Conclusion {
         }
     }
 
+    /// The deadline of the job passed.
+    pub(super) fn late() -> Conclusion {
+        let text = "the deadline passed before it was done".to_owned();
+        Conclusion::failed(Fault::Late, 504, text)
+    }
+
     pub(super) fn failed(fault: Fault, status: u16, text: String) -> Conclusion {
         Conclusion::Failed { fault, status, text }
     }
@@ -82,7 +88,7 @@ impl Hands {
             Conclusion::Stopped(text) => match exposure(&output) {
                 Exposure::Hidden => self.give_back(&claim, &output, Charge::Nothing, text).await,
                 Exposure::Shown => {
-                    let refusal = refusal(503, format!("{text}; it is safe to try again"));
+                    let refusal = Refusal::new(503, format!("{text}; it is safe to try again"));
                     self.finish(
                         claim,
                         output,
@@ -91,16 +97,16 @@ impl Hands {
                 }
             },
             Conclusion::Answered { fault, text } => {
-                let refusal = Refusal { is_told: true, ..refusal(502, text) };
+                let refusal = Refusal { is_told: true, ..Refusal::new(502, text) };
                 self.judge_and_act(claim, output, fault, refusal, HasAnswer::Yes).await;
             }
             Conclusion::Told { fault, text } => {
                 // A line that nobody has seen is told in the shape of an answer instead.
-                let refusal = Refusal { is_told: output.is_shown(), ..refusal(502, text) };
+                let refusal = Refusal { is_told: output.is_shown(), ..Refusal::new(502, text) };
                 self.judge_and_act(claim, output, fault, refusal, HasAnswer::No).await;
             }
             Conclusion::Failed { fault, status, text } => {
-                self.judge_and_act(claim, output, fault, refusal(status, text), HasAnswer::No)
+                self.judge_and_act(claim, output, fault, Refusal::new(status, text), HasAnswer::No)
                     .await;
             }
         }
@@ -145,7 +151,7 @@ impl Hands {
         }
         let not_before_ms = later(now_ms, pause);
         let back = GiveBack { charge, not_before_ms, error: text, at_ms: now_ms };
-        if put_back(&self.tools, claim, output, &back).await.is_err() {
+        if put_back(&self.tools, &self.handle, claim, output, &back).await.is_err() {
             // The disk is full, say. The job must not stay claimed by nobody, but the worker need not wait for that.
             let (tools, handle) = (self.tools.clone(), self.handle.clone());
             let later = put_back_later(tools, handle, claim.clone(), Arc::clone(output), back);
@@ -182,6 +188,7 @@ impl Hands {
 /// Writes that a job goes back to the queue.
 async fn put_back(
     tools: &Tools,
+    handle: &WorkerHandle,
     claim: &Claim,
     output: &Output,
     back: &GiveBack,
@@ -190,11 +197,16 @@ async fn put_back(
     output.put_back();
     fail_point::reach("give_back.before");
     match tools.store.give_back(claim.seq, claim.lease_epoch, back.clone()).await {
-        Ok(true) => {
+        Ok(GaveBack::Queued) => {
             fail_point::reach("give_back.committed");
             Ok(())
         }
-        Ok(false) => {
+        Ok(GaveBack::Cancelled) => {
+            tracing::info!(job.id = %claim.id, "job cancelled, instead of being tried again");
+            handle.cancelled_waiting(claim.id, output);
+            Ok(())
+        }
+        Ok(GaveBack::LeaseLost) => {
             tracing::error!(job.id = %claim.id, "the lease of a job was lost");
             Ok(())
         }
@@ -215,7 +227,7 @@ async fn put_back_later(
 ) {
     while !tools.tasks.is_draining() {
         tokio::time::sleep(WRITE_PAUSE).await;
-        if put_back(&tools, &claim, &output, &back).await.is_ok() {
+        if put_back(&tools, &handle, &claim, &output, &back).await.is_ok() {
             handle.wake();
             return;
         }
@@ -251,7 +263,7 @@ impl Finish {
         match self {
             Finish::Done | Finish::Failed { has_answer: HasAnswer::Yes, .. } => End::Whole,
             Finish::Failed { refusal, .. } => End::Broken(refusal.clone()),
-            Finish::Cancelled => End::Broken(refusal(499, "the job was cancelled".to_owned())),
+            Finish::Cancelled => End::Broken(Refusal::cancelled()),
         }
     }
 
@@ -277,6 +289,13 @@ impl Finish {
             Finish::Done => None,
             Finish::Failed { refusal, .. } => Some(refusal.text.clone()),
             Finish::Cancelled => Some("the client left".to_owned()),
+        }
+    }
+
+    fn error_status(&self) -> Option<u16> {
+        match self {
+            Finish::Done | Finish::Cancelled => None,
+            Finish::Failed { refusal, .. } => Some(refusal.status),
         }
     }
 }
@@ -308,7 +327,18 @@ async fn try_record(
         HasAnswer::Yes => answer_of(output).await?,
         HasAnswer::No => None,
     };
-    let ending = Ending { event: finish.event(), answer, error: finish.error() };
+    let error = match finish {
+        Finish::Cancelled if output.is_cancelled() => {
+            Some("it was cancelled while it ran".to_owned())
+        }
+        finish => finish.error(),
+    };
+    let error_status = match answer.as_ref().map(|answer| answer.status) {
+        Some(status) if status >= 400 => Some(status),
+        _ => finish.error_status(),
+    };
+    let measured = output.measured();
+    let ending = Ending { event: finish.event(), answer, error, error_status, measured };
     let now_ms = tools.clock.now_ms();
     tools.store.finish(claim.seq, claim.lease_epoch, ending, now_ms).await
 }
@@ -357,18 +387,12 @@ fn asked_pause(output: &Output) -> Duration {
     Duration::from_secs(seconds.unwrap_or(0)).min(ASKED_PAUSE_MAX)
 }
 
+/// A job that outlives its caller may always be tried again: who follows it is told and cut.
 fn exposure(output: &Output) -> Exposure {
-    if output.is_shown() { Exposure::Shown } else { Exposure::Hidden }
+    if output.is_shown() && !output.is_async() { Exposure::Shown } else { Exposure::Hidden }
 }
 
 /// An outcome that was not written is not told: the job runs again after the next start.
 fn not_recorded() -> Refusal {
-    refusal(
-        503,
-        "foreman stopped before the answer was recorded; it is safe to try again".to_owned(),
-    )
-}
-
-fn refusal(status: u16, text: String) -> Refusal {
-    Refusal { status, text, retry_after_s: None, is_told: false }
+    Refusal::new(503, "foreman stopped before the answer was recorded; it is safe to try again")
 }

@@ -34,9 +34,24 @@ impl Outputs {
         self.lock().get(&id).cloned()
     }
 
+    /// The outputs of jobs in flight.
+    pub fn in_flight(&self) -> Vec<(JobId, Arc<Output>)> {
+        let held = self.lock();
+        let flying = held.iter().filter(|(_, output)| output.is_in_flight());
+        flying.map(|(id, output)| (*id, Arc::clone(output))).collect()
+    }
+
     /// Drops the registry's hold on an output; its followers keep theirs.
     pub fn forget(&self, id: JobId) {
         self.lock().remove(&id);
+    }
+
+    /// Drops the registry's hold on just this output of a job.
+    pub fn forget_this(&self, id: JobId, output: &Arc<Output>) {
+        let mut by_job = self.lock();
+        if by_job.get(&id).is_some_and(|held| Arc::ptr_eq(held, output)) {
+            by_job.remove(&id);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<JobId, Arc<Output>>> {

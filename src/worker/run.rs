@@ -172,7 +172,7 @@ impl Worker {
         let Some(claim) = claim else { return Ok(Turn::Acted) };
         tracing::debug!(job.id = %claim.id, job.lane = %lane, reason = reason.name(), "job claimed");
         let output = self.hands.handle.outputs().open(claim.id);
-        output.take_off();
+        output.take_off(claim.lease_epoch, claim.is_async);
         self.take_off(claim, lane, 0);
         Ok(Turn::Acted)
     }
@@ -187,13 +187,17 @@ impl Worker {
         let hands = &self.hands;
         tracing::debug!(job.id = %claim.id, load.key = %load, reason = reason.name(), "job claimed to load");
         let output = hands.handle.outputs().open(claim.id);
-        output.take_off();
+        output.take_off(claim.lease_epoch, claim.is_async);
+        let began_ms = hands.now_ms();
         if output.is_abandoned() {
             // A waiter that left before the start causes no load.
             hands.conclude(claim, output, Conclusion::Abandoned).await;
             return;
         }
-        let began_ms = hands.now_ms();
+        if claim.deadline_ms.is_some_and(|deadline_ms| deadline_ms <= began_ms) {
+            hands.conclude(claim, output, Conclusion::late()).await;
+            return;
+        }
         if let Err(conclusion) = hands.swap(unload, load, reason).await {
             hands.conclude(claim, output, conclusion).await;
             return;

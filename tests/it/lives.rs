@@ -12,7 +12,10 @@ use foreman::domain::learning::{Held, Learning, NamesOnly, Waiting};
 use foreman::domain::model::{LoadKey, ModelName, RunnerOptions};
 use foreman::domain::retry::Charge;
 use foreman::domain::schedule::{Decision, Lane, Policy, decide};
-use foreman::store::{Admission, Claim, Ending, GiveBack, NewJob, QueueLimits, Store, WaitingLane};
+use foreman::store::{
+    Admission, Claim, Ending, Extras, GaveBack, GiveBack, Measured, NewJob, QueueLimits, Store,
+    WaitingLane,
+};
 use proptest::prelude::*;
 use proptest::test_runner::Config;
 use ulid::Ulid;
@@ -138,6 +141,7 @@ impl Life<'_> {
             path_and_query: "/api/chat".to_owned(),
             headers: Vec::new(),
             body: Bytes::new(),
+            extras: Extras::default(),
         };
         let limits = QueueLimits { jobs_max: 1_000, bytes_max: 1_000, class_max: [None; 3] };
         let admitted = self.store().admit(job, limits, self.now_ms).await.unwrap();
@@ -266,7 +270,13 @@ impl Life<'_> {
             Outcome::Failed => (Event::Fail, Some("no".to_owned())),
             Outcome::Again => return self.give_back(&claim).await,
         };
-        let ending = Ending { event, answer: None, error };
+        let ending = Ending {
+            event,
+            answer: None,
+            error,
+            error_status: None,
+            measured: Measured::default(),
+        };
         let store = self.store();
         assert!(
             store.finish(claim.seq, claim.lease_epoch, ending.clone(), self.now_ms).await.unwrap()
@@ -284,7 +294,8 @@ impl Life<'_> {
             error: "again".to_owned(),
             at_ms: self.now_ms,
         };
-        assert!(self.store().give_back(claim.seq, claim.lease_epoch, back).await.unwrap());
+        let given = self.store().give_back(claim.seq, claim.lease_epoch, back).await.unwrap();
+        assert_eq!(given, GaveBack::Queued);
         let job = self.jobs.iter_mut().find(|job| job.seq == claim.seq).unwrap();
         job.is_waiting = true;
         job.not_before_ms = not_before_ms;

@@ -1,4 +1,4 @@
-//! Reading an output: any number of followers, each at its own pace, from memory or from the file.
+//! Reading an output: any number of followers, each at its own pace, from memory or from the file, of one attempt.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -20,13 +20,20 @@ pub enum Next {
     End(End),
 }
 
-/// Reads one output from its beginning, at its own pace.
+/// Reads one attempt's output, at its own pace.
 #[derive(Debug)]
 pub struct Follower {
     output: Arc<Output>,
+    attempt: i64,
     chunk: usize,
+    /// Bytes of that chunk that were asked to be left out.
+    skip: usize,
     offset: u64,
 }
+
+/// An offset that the answer does not reach, with the bytes there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BeyondEnd(pub u64);
 
 enum Look {
     Ready(Next),
@@ -35,9 +42,34 @@ enum Look {
 }
 
 impl Follower {
-    /// A follower at the first byte.
-    pub fn new(output: Arc<Output>) -> Follower {
-        Follower { output, chunk: 0, offset: 0 }
+    /// A follower of an attempt, at the first byte.
+    pub fn new(output: Arc<Output>, attempt: i64) -> Follower {
+        Follower { output, attempt, chunk: 0, skip: 0, offset: 0 }
+    }
+
+    /// The same behind the first `offset` bytes.
+    ///
+    /// # Errors
+    /// [`BeyondEnd`] if there are not as many.
+    pub fn behind(output: Arc<Output>, attempt: i64, offset: u64) -> Result<Follower, BeyondEnd> {
+        let mut follower = Follower::new(output, attempt);
+        let output = Arc::clone(&follower.output);
+        let inner = output.lock();
+        if offset > inner.bytes {
+            return Err(BeyondEnd(inner.bytes));
+        }
+        follower.offset = offset;
+        let mut left = usize::try_from(offset).unwrap_or(usize::MAX);
+        while let Some(chunk) = inner.chunks.get(follower.chunk) {
+            if left < chunk.len() {
+                break;
+            }
+            left -= chunk.len();
+            follower.chunk += 1;
+        }
+        // Behind the chunks in memory the file is read by offset.
+        follower.skip = if follower.chunk < inner.chunks.len() { left } else { 0 };
+        Ok(follower)
     }
 
     /// The next bytes, or the end. Waits for the writer. Not cancel-safe while it reads from the file: dropping the
@@ -51,6 +83,7 @@ impl Follower {
             match self.look() {
                 Look::Ready(Next::Bytes(bytes)) => {
                     self.chunk += 1;
+                    self.skip = 0;
                     self.offset += u64::try_from(bytes.len()).unwrap_or(u64::MAX);
                     return Next::Bytes(bytes);
                 }
@@ -66,6 +99,9 @@ impl Follower {
 
     fn look(&self) -> Look {
         let inner = self.output.lock();
+        if inner.timings.attempt != self.attempt {
+            return Look::Ready(Next::End(End::Broken(replaced(self.attempt))));
+        }
         if !inner.is_shown {
             return match &inner.end {
                 Some(end) => Look::Ready(Next::End(end.clone())),
@@ -73,7 +109,7 @@ impl Follower {
             };
         }
         if let Some(chunk) = inner.chunks.get(self.chunk) {
-            return Look::Ready(Next::Bytes(chunk.clone()));
+            return Look::Ready(Next::Bytes(chunk.slice(self.skip..)));
         }
         match (&inner.file, &inner.end) {
             (Some(file), _) if self.offset < inner.bytes => Look::File(Arc::clone(file)),
@@ -100,11 +136,14 @@ impl Follower {
     }
 }
 
+/// What a follower is told whose attempt is not the job's any more.
+fn replaced(attempt: i64) -> Refusal {
+    let text = format!(
+        "attempt {attempt} ended without a whole answer and the job is tried again; what came of it is void"
+    );
+    Refusal::new(409, text)
+}
+
 fn unreadable(fault: &std::io::Error) -> Refusal {
-    Refusal {
-        status: 500,
-        text: format!("the kept answer cannot be read: {fault}"),
-        retry_after_s: None,
-        is_told: false,
-    }
+    Refusal::new(500, format!("the kept answer cannot be read: {fault}"))
 }

@@ -2,11 +2,11 @@
 //!
 //! The writer never waits for a follower, so a slow client never holds the upstream up. The first
 //! [`MEMORY_BYTES_MAX`] bytes stay in memory; beyond it everything is in a file as well, and followers read from there.
-//! Until [`Output::show`] nothing is visible and the writer may start over.
+//! Until [`Output::show`] nothing is visible and the writer may start over. The answer of a job that outlives its caller may
+//! start over later, too: the bytes belong to an attempt, and whoever follows one that is replaced is told and cut.
 
 use std::fs::File;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -15,9 +15,13 @@ use tokio_util::sync::CancellationToken;
 
 mod follower;
 mod parts;
+mod progress;
+mod spill;
 
-pub use follower::{Follower, Next};
-pub use parts::{End, Head, Opening, Refusal, Timings};
+pub use follower::{BeyondEnd, Follower, Next};
+pub use parts::{End, Head, Kept, Opening, Refusal, Timings};
+
+use crate::store::Measured;
 
 /// Bytes of an answer kept in memory. Nearly all answers are smaller; ten thousand waiting clients hold none yet.
 pub const MEMORY_BYTES_MAX: u64 = 1024 * 1024;
@@ -43,7 +47,16 @@ struct Inner {
     /// A client waits, or has waited, for it. Nobody waits for a job that a restart brought back: its stream may start
     /// over as long as nobody does.
     is_followed: bool,
+    /// Clients that wait for it now.
+    waiters: usize,
+    /// The job outlives its caller.
+    is_async: bool,
     is_in_flight: bool,
+    /// Somebody cancelled the job, rather than leaving it.
+    is_cancelled: bool,
+    /// Records of the stream so far: about as many as tokens.
+    records: u64,
+    measured: Measured,
     /// The end mark or an error record is among the bytes: what is left is framing.
     is_decided: bool,
     end: Option<End>,
@@ -72,14 +85,46 @@ impl Output {
         }
     }
 
-    /// Notes that the job was claimed.
-    pub fn take_off(&self) {
-        self.lock().is_in_flight = true;
+    /// The kept answer of an ended job, whole from the start.
+    pub fn kept(head: Head, timings: Timings, kept: Kept) -> Output {
+        let (chunks, file, bytes) = match kept {
+            Kept::Memory(body) => {
+                let bytes = u64::try_from(body.len()).unwrap_or(u64::MAX);
+                (vec![body], None, bytes)
+            }
+            Kept::File(file, bytes) => (Vec::new(), Some(Arc::new(file)), bytes),
+        };
+        let output = Output::new(PathBuf::new(), 0);
+        *output.lock() = Inner {
+            head: Some(head),
+            timings,
+            chunks,
+            file,
+            bytes,
+            is_shown: true,
+            end: Some(End::Whole),
+            ..Inner::default()
+        };
+        output
     }
 
-    /// Notes that the job went back to the queue.
+    /// Notes that the job was claimed, for this attempt.
+    pub fn take_off(&self, attempt: i64, is_async: bool) {
+        let mut inner = self.lock();
+        inner.is_in_flight = true;
+        inner.is_async = is_async;
+        inner.timings.attempt = attempt;
+    }
+
+    /// Notes that the job went back to the queue. Whoever follows the attempt is told and cut.
     pub fn put_back(&self) {
-        self.lock().is_in_flight = false;
+        let mut inner = self.lock();
+        inner.is_in_flight = false;
+        if inner.end.is_none() {
+            inner.timings.attempt = 0;
+            inner.is_shown &= !inner.is_async;
+        }
+        drop(inner);
         self.changed.notify_waiters();
     }
 
@@ -101,10 +146,10 @@ impl Output {
         }
     }
 
-    /// Throws a hidden answer away, for a new attempt.
+    /// Throws a hidden answer away, for a new attempt; the answer of a job that outlives its caller also where it was shown.
     pub fn start_over(&self, timings: Timings) {
         let mut inner = self.lock();
-        if inner.is_shown || inner.end.is_some() {
+        if (inner.is_shown && !inner.is_async) || inner.end.is_some() {
             return;
         }
         if inner.file.is_some() {
@@ -114,8 +159,13 @@ impl Output {
             timings,
             is_in_flight: inner.is_in_flight,
             is_followed: inner.is_followed,
+            waiters: inner.waiters,
+            is_async: inner.is_async,
+            is_cancelled: inner.is_cancelled,
             ..Inner::default()
         };
+        drop(inner);
+        self.changed.notify_waiters();
     }
 
     /// Sets status and headers. Still hidden.
@@ -154,18 +204,28 @@ impl Output {
 
     /// Notes that a client waits for it.
     pub fn follow(&self) {
-        self.lock().is_followed = true;
+        let mut inner = self.lock();
+        inner.is_followed = true;
+        inner.waiters += 1;
     }
 
-    /// Whether a client waits, or has waited, for it.
-    pub fn is_followed(&self) -> bool {
-        self.lock().is_followed
+    /// Notes that a client no longer waits for it; how many still do.
+    pub fn unfollow(&self) -> usize {
+        let mut inner = self.lock();
+        inner.waiters = inner.waiters.saturating_sub(1);
+        inner.waiters
     }
 
-    /// Makes the answer visible from its first byte on, if anybody waits for it. From here on it must not start over.
+    /// Whether the job outlives its caller.
+    pub fn is_async(&self) -> bool {
+        self.lock().is_async
+    }
+
+    /// Makes the answer visible from its first byte on, if anybody waits for it or the job outlives its caller. From here on
+    /// it must not start over unseen.
     pub fn show(&self) {
         let mut inner = self.lock();
-        inner.is_shown |= inner.is_followed;
+        inner.is_shown |= inner.is_followed || inner.is_async;
         drop(inner);
         self.changed.notify_waiters();
     }
@@ -220,43 +280,20 @@ impl Output {
         }
     }
 
-    /// Flushes the file to disk, with its folder, so that a row may name it.
-    ///
-    /// # Errors
-    /// The system's. Blocks.
-    pub fn sync_file(&self) -> std::io::Result<()> {
-        let file = self.lock().file.clone();
-        if let Some(file) = file {
-            file.sync_all()?;
-            if let Some(folder) = self.spill_path.parent() {
-                File::open(folder)?.sync_all()?;
-            }
-        }
-        Ok(())
-    }
-
-    /// The file of a large answer.
-    pub fn file_path(&self) -> &Path {
-        &self.spill_path
-    }
-
-    /// The name of the file, without its folder.
-    pub fn file_name(&self) -> String {
-        self.spill_path
-            .file_name()
-            .map_or_else(String::new, |name| name.to_string_lossy().into_owned())
-    }
-
-    /// Removes the file of an answer that is not kept.
-    pub fn discard_file(&self) {
-        if self.lock().file.is_some() {
-            drop(std::fs::remove_file(&self.spill_path));
-        }
-    }
-
     /// Tells the attempt that nobody wants the answer any more.
     pub fn abandon(&self) {
         self.abandoned.cancel();
+    }
+
+    /// Tells the attempt that somebody cancelled the job.
+    pub fn cancel(&self) {
+        self.lock().is_cancelled = true;
+        self.abandon();
+    }
+
+    /// Whether somebody cancelled the job.
+    pub fn is_cancelled(&self) -> bool {
+        self.lock().is_cancelled
     }
 
     /// Whether nobody wants it any more.
@@ -304,42 +341,6 @@ impl Output {
             })),
             (_, None) | (Some(_), Some(End::Whole)) => None,
         }
-    }
-
-    fn spill(&self, chunk: &[u8]) -> std::io::Result<()> {
-        let (file, before) = {
-            let inner = self.lock();
-            let before = if inner.file.is_none() { inner.chunks.clone() } else { Vec::new() };
-            (inner.file.clone(), before)
-        };
-        let file = match file {
-            Some(file) => file,
-            None => {
-                let file = self.create_file()?;
-                let mut writer: &File = &file;
-                for earlier in &before {
-                    writer.write_all(earlier)?;
-                }
-                Arc::new(file)
-            }
-        };
-        let mut writer: &File = &file;
-        writer.write_all(chunk)?;
-        let mut inner = self.lock();
-        inner.file = Some(file);
-        inner.bytes += u64::try_from(chunk.len()).unwrap_or(u64::MAX);
-        Ok(())
-    }
-
-    fn create_file(&self) -> std::io::Result<File> {
-        if let Some(folder) = self.spill_path.parent() {
-            let mut builder = std::fs::DirBuilder::new();
-            std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-            builder.recursive(true).create(folder)?;
-        }
-        let mut options = File::options();
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        options.read(true).write(true).create(true).truncate(true).open(&self.spill_path)
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

@@ -15,7 +15,7 @@ fn head() -> Head {
 }
 
 async fn read_all(output: &Arc<Output>) -> (Vec<u8>, End) {
-    let mut follower = Follower::new(Arc::clone(output));
+    let mut follower = Follower::new(Arc::clone(output), 0);
     let mut bytes = Vec::new();
     loop {
         match follower.next().await {

@@ -22,9 +22,11 @@ use super::load::{self, Load};
 use super::{config, not_run, oracle, report};
 
 /// Later times at points that are passed more than once.
-const LATER: [&str; 14] = [
+const LATER: [&str; 16] = [
     "migration.uncommitted:2",
     "migration.committed:2",
+    "migration.uncommitted:3",
+    "migration.committed:3",
     "admit.uncommitted:2",
     "admit.committed:3",
     "claim.uncommitted:2",

@@ -12,7 +12,8 @@ use foreman::domain::dialect::Dialect;
 use foreman::domain::job::{Class, Event, JobId, Kind};
 use foreman::domain::retry::Charge;
 use foreman::store::{
-    Admission, Answer, AnswerBody, Cancellation, Ending, GiveBack, NewJob, QueueLimits, Store,
+    Admission, Answer, AnswerBody, Cancellation, Ending, Extras, GaveBack, GiveBack, Measured,
+    NewJob, QueueLimits, Store,
 };
 use rusqlite::Connection;
 use tempfile::TempDir;
@@ -199,17 +200,19 @@ async fn live(
             let charge = Charge::Attempt;
             let error = "cut".to_owned();
             let back = GiveBack { charge, not_before_ms: 0, error, at_ms: now_ms };
-            assert!(store.give_back(seq, epoch, back).await.unwrap());
+            assert_eq!(store.give_back(seq, epoch, back).await.unwrap(), GaveBack::Queued);
             return None;
         }
-        3 => {
-            let error = Some("no".to_owned());
-            (Ending { event: Event::Fail, answer: None, error }, "failed")
-        }
-        _ => (Ending { event: Event::Complete, answer, error: None }, "done"),
+        3 => (ending(Event::Fail, None), "failed"),
+        _ => (ending(Event::Complete, answer), "done"),
     };
     assert!(store.finish(seq, epoch, ending, now_ms).await.unwrap());
     Some((claim.id, ended))
+}
+
+fn ending(event: Event, answer: Option<Answer>) -> Ending {
+    let error = answer.is_none().then(|| "no".to_owned());
+    Ending { event, answer, error, error_status: None, measured: Measured::default() }
 }
 
 fn limits() -> QueueLimits {
@@ -229,6 +232,7 @@ fn new_job(number: u64, random: &mut Random) -> NewJob {
         path_and_query: "/api/chat".to_owned(),
         headers: Vec::new(),
         body: bytes(random, 5_000),
+        extras: Extras::default(),
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use foreman::domain::dialect::Dialect;
 use foreman::domain::job::{Class, JobId, Kind};
-use foreman::store::{Admission, NewJob, QueueLimits, Store};
+use foreman::store::{Admission, Extras, NewJob, QueueLimits, Store};
 use serde_json::json;
 use stub_ollama::{Stub, StubConfig};
 
@@ -172,5 +172,6 @@ fn job(model: &str, class: Class, number: usize) -> NewJob {
         path_and_query: "/api/chat".to_owned(),
         headers: Vec::new(),
         body: Bytes::from(chat_unstreamed(model, &number.to_string()).to_string()),
+        extras: Extras::default(),
     }
 }

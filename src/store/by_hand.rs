@@ -1,0 +1,364 @@
+//! What people and clients do to jobs, and what their deadlines do: cancel, reopen, drop. Each names the states it may
+//! start from, and is synced before it is answered: an acknowledged cancel is not forgotten by a crash.
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use crate::domain::job::{Event, JobId, State};
+use crate::fail_point;
+
+use super::admission::QueueLimits;
+use super::error::StoreError;
+use super::life::{Note, forget_request, record, sources};
+use super::rows;
+use super::{Durability, Store};
+
+/// Jobs that one call may reopen or drop: short enough not to hold up admissions for long.
+pub const MANY_MAX: u32 = 10_000;
+
+/// Waiting jobs failed for their deadline in one write.
+const EXPIRED_MAX: u32 = 500;
+
+/// What cancelling a job came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cancellation {
+    /// It waited, and is cancelled.
+    Cancelled,
+    /// It runs; it is noted that it must not run again. The worker ends it.
+    Cancelling,
+    /// It has ended, so.
+    Ended(State),
+    /// There is no such job: it was never admitted, or is no more.
+    Unknown,
+}
+
+/// What reopening a job came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reopening {
+    /// It waits again. The file of the error answer it had is to be removed.
+    Reopened(Option<String>),
+    /// It is in this state.
+    WrongState(State),
+    /// Its request is not kept.
+    NoRequest,
+    /// So many jobs wait already.
+    Full(u64),
+    /// There is no such job.
+    Unknown,
+}
+
+/// What dropping a job came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Dropping {
+    /// It is gone. The file of its answer is to be removed.
+    Dropped(Option<String>),
+    /// It is in this state, which is not final.
+    WrongState(State),
+    /// There is no such job.
+    Unknown,
+}
+
+/// What a call for many jobs came to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Many {
+    /// How many it was done to.
+    pub count: usize,
+    /// Files of answers, to be removed.
+    pub files: Vec<String>,
+    /// Whether there are more.
+    pub has_more: bool,
+}
+
+/// Which ended jobs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Which {
+    /// In one of these states, all of them final.
+    pub states: Vec<State>,
+    /// Of this model, as its client wrote it.
+    pub model: Option<String>,
+    /// Admitted before (milliseconds since 1970).
+    pub created_before_ms: Option<i64>,
+}
+
+impl Store {
+    /// Cancels a job: one that waits at once, one that runs by noting it.
+    ///
+    /// # Errors
+    /// Any of the store's; nothing happened.
+    pub async fn cancel(
+        &self,
+        id: JobId,
+        why: &'static str,
+        at_ms: i64,
+    ) -> Result<Cancellation, StoreError> {
+        self.write(Durability::Synced, move |tx| cancel(tx, id, why, at_ms)).await
+    }
+
+    /// Cancels a job that waits, for a client that left. Survives kill -9.
+    ///
+    /// # Errors
+    /// Any of the store's; nothing happened.
+    pub async fn cancel_waiting(&self, id: JobId, at_ms: i64) -> Result<Cancellation, StoreError> {
+        let why = "the client left while waiting";
+        self.write(Durability::Process, move |tx| {
+            let Some((seq, state)) = find(tx, id)? else { return Ok(Cancellation::Unknown) };
+            match state {
+                State::Queued => end_waiting(tx, seq, Event::Cancel, why, at_ms),
+                State::Loading | State::Working => Ok(Cancellation::Cancelling),
+                State::Done | State::Failed | State::Cancelled => Ok(Cancellation::Ended(state)),
+            }
+        })
+        .await
+    }
+
+    /// Puts a failed or cancelled job back into the queue, with its history and fresh counters.
+    ///
+    /// # Errors
+    /// Any of the store's; nothing happened.
+    pub async fn reopen(
+        &self,
+        id: JobId,
+        limits: QueueLimits,
+        at_ms: i64,
+    ) -> Result<Reopening, StoreError> {
+        self.write(Durability::Synced, move |tx| match find(tx, id)? {
+            Some((seq, state)) => reopen(tx, seq, state, limits, at_ms),
+            None => Ok(Reopening::Unknown),
+        })
+        .await
+    }
+
+    /// Reopens up to [`MANY_MAX`] jobs, the oldest first, as far as there is room; those without a request are left.
+    ///
+    /// # Errors
+    /// Any of the store's; nothing happened.
+    pub async fn reopen_many(
+        &self,
+        which: Which,
+        limits: QueueLimits,
+        at_ms: i64,
+    ) -> Result<Many, StoreError> {
+        self.write(Durability::Synced, move |tx| {
+            let mut many = Many::default();
+            let found =
+                select(tx, &which, "EXISTS (SELECT 1 FROM request WHERE request.seq = job.seq)")?;
+            many.has_more = rows::to_column(found.len()) > i64::from(MANY_MAX);
+            for (seq, state) in found.into_iter().take(usize::try_from(MANY_MAX).unwrap_or(0)) {
+                match reopen(tx, seq, state, limits, at_ms)? {
+                    Reopening::Reopened(file) => {
+                        many.count += 1;
+                        many.files.extend(file);
+                    }
+                    Reopening::Full(_) => {
+                        many.has_more = true;
+                        break;
+                    }
+                    Reopening::WrongState(_) | Reopening::NoRequest | Reopening::Unknown => (),
+                }
+            }
+            Ok(many)
+        })
+        .await
+    }
+
+    /// Drops an ended job with all that belongs to it. It is remembered that it was there.
+    ///
+    /// # Errors
+    /// Any of the store's; nothing happened.
+    pub async fn drop_job(&self, id: JobId) -> Result<Dropping, StoreError> {
+        self.write(Durability::Synced, move |tx| match find(tx, id)? {
+            Some((seq, state)) if state.is_final() => Ok(Dropping::Dropped(drop_ended(tx, seq)?)),
+            Some((_, state)) => Ok(Dropping::WrongState(state)),
+            None => Ok(Dropping::Unknown),
+        })
+        .await
+    }
+
+    /// Drops up to [`MANY_MAX`] ended jobs, the oldest first.
+    ///
+    /// # Errors
+    /// Any of the store's; nothing happened.
+    pub async fn drop_many(&self, which: Which) -> Result<Many, StoreError> {
+        self.write(Durability::Synced, move |tx| {
+            let mut many = Many::default();
+            let found = select(tx, &which, "TRUE")?;
+            many.has_more = rows::to_column(found.len()) > i64::from(MANY_MAX);
+            for (seq, _) in found.into_iter().take(usize::try_from(MANY_MAX).unwrap_or(0)) {
+                many.files.extend(drop_ended(tx, seq)?);
+                many.count += 1;
+            }
+            Ok(many)
+        })
+        .await
+    }
+
+    /// Fails waiting jobs whose deadline is over, a few at a time, and names them. Synced, since it is told.
+    ///
+    /// # Errors
+    /// Any of the store's; nothing happened.
+    pub async fn expire(&self, now_ms: i64) -> Result<Vec<JobId>, StoreError> {
+        self.write(Durability::Synced, move |tx| expire(tx, now_ms)).await
+    }
+
+    /// The first deadline of the jobs that wait.
+    ///
+    /// # Errors
+    /// Any of the store's.
+    pub async fn next_deadline_ms(&self) -> Result<Option<i64>, StoreError> {
+        self.read(|tx| {
+            let sql = "SELECT deadline_ms FROM job INDEXED BY job_deadline
+                       WHERE state = 'queued' AND deadline_ms IS NOT NULL ORDER BY deadline_ms LIMIT 1";
+            Ok(tx.prepare_cached(sql)?.query_row([], |row| row.get(0)).optional()?)
+        })
+        .await
+    }
+}
+
+fn find(tx: &Connection, id: JobId) -> Result<Option<(i64, State)>, StoreError> {
+    let found: Option<(i64, String)> = tx
+        .prepare_cached("SELECT seq, state FROM job WHERE id = ?1")?
+        .query_row([id.to_string()], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    found.map(|(seq, state)| Ok((seq, rows::state(&state)?))).transpose()
+}
+
+pub(super) fn cancel(
+    tx: &Connection,
+    id: JobId,
+    why: &str,
+    at_ms: i64,
+) -> Result<Cancellation, StoreError> {
+    let Some((seq, state)) = find(tx, id)? else { return Ok(Cancellation::Unknown) };
+    match state {
+        State::Queued => end_waiting(tx, seq, Event::Cancel, why, at_ms),
+        State::Loading | State::Working => {
+            tx.prepare_cached("UPDATE job SET is_cancelling = 1 WHERE seq = ?1")?.execute([seq])?;
+            Ok(Cancellation::Cancelling)
+        }
+        State::Done | State::Failed | State::Cancelled => Ok(Cancellation::Ended(state)),
+    }
+}
+
+/// Ends a job that waits.
+fn end_waiting(
+    tx: &Connection,
+    seq: i64,
+    event: Event,
+    why: &str,
+    at_ms: i64,
+) -> Result<Cancellation, StoreError> {
+    let Some(to) = State::Queued.after(event).filter(|state| state.is_final()) else {
+        return Ok(Cancellation::Ended(State::Queued));
+    };
+    let sql = "UPDATE job SET state = ?2, finished_at_ms = ?3, last_error = ?4, error_status = NULL
+               WHERE seq = ?1 AND state = 'queued' RETURNING lease_epoch";
+    let epoch =
+        tx.prepare_cached(sql)?.query_row(params![seq, to.name(), at_ms, why], |row| row.get(0))?;
+    forget_request(tx, seq, to)?;
+    record(tx, seq, Some(State::Queued), to, &Note { epoch, at_ms, text: Some(why) })?;
+    if event == Event::Cancel {
+        fail_point::reach("cancel.uncommitted");
+    }
+    Ok(Cancellation::Cancelled)
+}
+
+fn reopen(
+    tx: &Connection,
+    seq: i64,
+    from: State,
+    limits: QueueLimits,
+    at_ms: i64,
+) -> Result<Reopening, StoreError> {
+    let Some(to) = from.after(Event::Reopen) else { return Ok(Reopening::WrongState(from)) };
+    if !tx.prepare_cached("SELECT 1 FROM request WHERE seq = ?1")?.exists([seq])? {
+        return Ok(Reopening::NoRequest);
+    }
+    let waiting: i64 = tx
+        .prepare_cached("SELECT jobs FROM tally WHERE state = 'queued'")?
+        .query_row([], |row| row.get(0))?;
+    if rows::count(waiting) >= limits.jobs_max {
+        return Ok(Reopening::Full(rows::count(waiting)));
+    }
+    // Its client, if it had one, is gone: from here on it is for whoever reopened it. A deadline that is over has been met
+    // with the end it had.
+    let sql = format!(
+        "UPDATE job SET state = ?2, is_async = 1, is_lost = 0, is_cancelling = 0, attempts = 0, interruptions = 0,
+                deferrals = 0, not_before_ms = 0, run_at_ms = 0, ready_at_ms = ?3, queued_at_ms = ?3,
+                deadline_ms = CASE WHEN deadline_ms > ?3 THEN deadline_ms END, claimed_at_ms = NULL,
+                working_at_ms = NULL, finished_at_ms = NULL, load_ms = NULL, first_byte_at_ms = NULL,
+                answered_at_ms = NULL, prompt_tokens = NULL, output_tokens = NULL, last_error = NULL,
+                error_status = NULL
+         WHERE seq = ?1 AND state IN ({}) RETURNING lease_epoch",
+        sources(Event::Reopen)
+    );
+    let epoch: i64 =
+        tx.prepare_cached(&sql)?.query_row(params![seq, to.name(), at_ms], |row| row.get(0))?;
+    let file: Option<Option<String>> = tx
+        .prepare_cached("DELETE FROM answer WHERE seq = ?1 RETURNING file")?
+        .query_row([seq], |row| row.get(0))
+        .optional()?;
+    let note = Note { epoch, at_ms, text: Some("reopened by hand") };
+    record(tx, seq, Some(from), to, &note)?;
+    Ok(Reopening::Reopened(file.flatten()))
+}
+
+/// Drops an ended job, remembers that it was there and up to where events are gone; the name of its file.
+pub(super) fn drop_ended(tx: &Connection, seq: i64) -> Result<Option<String>, StoreError> {
+    let file: Option<Option<String>> = tx
+        .prepare_cached("SELECT file FROM answer WHERE seq = ?1")?
+        .query_row([seq], |row| row.get(0))
+        .optional()?;
+    tx.prepare_cached(
+        "UPDATE mark SET value = MAX(value, (SELECT COALESCE(MAX(event), 0) FROM transition WHERE seq = ?1))
+         WHERE name = 'events_dropped'",
+    )?
+    .execute([seq])?;
+    tx.prepare_cached("INSERT OR IGNORE INTO purged(id) SELECT id FROM job WHERE seq = ?1")?
+        .execute([seq])?;
+    tx.prepare_cached("DELETE FROM job WHERE seq = ?1")?.execute([seq])?;
+    Ok(file.flatten())
+}
+
+/// One more than [`MANY_MAX`] of the jobs asked for, the oldest first.
+fn select(
+    tx: &Connection,
+    which: &Which,
+    condition: &str,
+) -> Result<Vec<(i64, State)>, StoreError> {
+    let states: Vec<String> = which
+        .states
+        .iter()
+        .filter(|state| state.is_final())
+        .map(|state| format!("'{}'", state.name()))
+        .collect();
+    let sql = format!(
+        "SELECT seq, state FROM job WHERE state IN ({}) AND (?1 IS NULL OR model = ?1)
+         AND (?2 IS NULL OR created_at_ms < ?2) AND {condition} ORDER BY seq LIMIT ?3",
+        states.join(",")
+    );
+    let mut statement = tx.prepare_cached(&sql)?;
+    let mut found =
+        statement.query(params![which.model, which.created_before_ms, i64::from(MANY_MAX) + 1])?;
+    let mut jobs = Vec::new();
+    while let Some(row) = found.next()? {
+        let state: String = row.get(1)?;
+        jobs.push((row.get(0)?, rows::state(&state)?));
+    }
+    Ok(jobs)
+}
+
+fn expire(tx: &Connection, now_ms: i64) -> Result<Vec<JobId>, StoreError> {
+    let found: Vec<(i64, String)> = tx
+        .prepare_cached(
+            "SELECT seq, id FROM job INDEXED BY job_deadline
+             WHERE state = 'queued' AND deadline_ms IS NOT NULL AND deadline_ms <= ?1
+             ORDER BY deadline_ms LIMIT ?2",
+        )?
+        .query_map(params![now_ms, EXPIRED_MAX], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect::<Result<_, _>>()?;
+    let mut expired = Vec::new();
+    for (seq, id) in found {
+        end_waiting(tx, seq, Event::Fail, "the deadline passed before it was done", now_ms)?;
+        expired.push(rows::job_id(&id)?);
+    }
+    Ok(expired)
+}
