@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock;
+use crate::fail_point;
 use crate::http::Edge;
 use crate::store::EndedBefore;
 
@@ -39,6 +40,9 @@ async fn sweep(edge: &Edge) -> bool {
     };
     match edge.store.sweep(before, now_ms).await {
         Ok(swept) => {
+            if swept.jobs > 0 {
+                fail_point::reach("sweep.committed");
+            }
             let folder = edge.store.answers_folder();
             for name in &swept.files {
                 remove(&folder.join(name)).await;

@@ -28,6 +28,9 @@ use super::whom::{Peer, whom};
 /// When to try again after a full queue: about what a few short jobs take.
 const FULL_RETRY_S: u64 = 10;
 
+/// When to try again while the disk is full: somebody has to make room, or old jobs have to be dropped.
+const NO_ROOM_RETRY_S: u64 = 30;
+
 /// When to try again after a stop: a restart takes a few seconds.
 const STOPPING_RETRY_S: u64 = 5;
 
@@ -183,18 +186,23 @@ pub(super) fn queue_full(jobs: u64, limit: QueueLimit) -> Told {
     Told::new(StatusCode::SERVICE_UNAVAILABLE, text).retry_after(FULL_RETRY_S)
 }
 
+/// What a client is told while the disk is full.
+pub(super) fn no_room() -> Told {
+    let text = "the disk of foreman's database is full; nothing was stored, try again later";
+    Told::new(StatusCode::INSUFFICIENT_STORAGE, text).retry_after(NO_ROOM_RETRY_S)
+}
+
 /// What a client is told of a job that could not be stored. A store that is gone takes the daemon with it.
 pub(super) fn not_stored(edge: &Edge, fault: &StoreError) -> Told {
     if matches!(fault, StoreError::Closed) && !edge.tasks.is_draining() {
         edge.tasks.break_down("store");
     }
     tracing::error!(db.error = %fault, "a job could not be stored");
-    let text = "foreman could not store the request; nothing was sent to ollama, try again later";
-    match fault {
-        StoreError::Full => Told::new(StatusCode::INSUFFICIENT_STORAGE, text),
-        _ => Told::new(StatusCode::SERVICE_UNAVAILABLE, text),
+    if matches!(fault, StoreError::Full) {
+        return no_room();
     }
-    .retry_after(FULL_RETRY_S)
+    let text = "foreman could not store the request; nothing was sent to ollama, try again later";
+    Told::new(StatusCode::SERVICE_UNAVAILABLE, text).retry_after(FULL_RETRY_S)
 }
 
 /// What a client is told while the daemon stops.

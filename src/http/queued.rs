@@ -12,6 +12,7 @@ use hyper::{Request, StatusCode};
 
 use crate::domain::dialect::Dialect;
 use crate::domain::job::{Class, JobId, Kind, State};
+use crate::fail_point;
 use crate::ollama::wire::chain::chain;
 use crate::store::{Admission, Extras, FoundBy, JobView, Sought};
 use crate::worker::Arrival;
@@ -72,6 +73,7 @@ async fn serve(
             tracing::debug!(http.path = parts.uri.path(), reason, "forwarded beside the queue");
             Ok(pass::pass_bytes(edge, parts, read.bytes).await)
         }
+        Placement::Queue(_) if !edge.store.has_room() => Err(intake::no_room()),
         Placement::Queue(place) => {
             let outflow = parts.extensions.get::<Outflow>().cloned().unwrap_or_default();
             let asking = Asking { dialect, class: said.class, key: said.key, place };
@@ -170,6 +172,7 @@ async fn admit(edge: &Arc<Edge>, asker: &Asker, asked: Asked) -> Result<Intake, 
     let admission = edge.store.admit(job, edge.queue_limits(), edge.clock.now_ms()).await;
     let outcome = match admission {
         Ok(Admission::Admitted { seq }) => {
+            fail_point::reach("admit.committed");
             tracing::info!(
                 job.id = %id,
                 job.seq = seq,

@@ -4,9 +4,11 @@
 //! leaves, unless it outlives its caller.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::domain::job::JobId;
-use crate::store::Cancellation;
+use crate::fail_point;
+use crate::store::{Cancellation, StoreError};
 use crate::worker::output::Output;
 
 use super::Edge;
@@ -63,16 +65,32 @@ impl Drop for Waiter {
         let (edge, id, output) = (Arc::clone(&self.edge), self.id, Arc::clone(&self.output));
         let tasks = edge.tasks.clone();
         tasks.spawn(async move {
-            match edge.store.cancel_waiting(id, edge.clock.now_ms()).await {
-                Ok(Cancellation::Cancelled) => {
-                    tracing::info!(job.id = %id, "job cancelled, its client left while it waited");
-                    edge.worker.cancelled_waiting(id, &output);
+            while let Err(fault) = cancel(&edge, id, &output).await {
+                tracing::warn!(job.id = %id, db.error = %fault, "job not cancelled; trying again");
+                tokio::select! {
+                    () = tokio::time::sleep(CANCEL_PAUSE) => (),
+                    () = edge.tasks.draining() => return,
                 }
-                // The worker sees the abandoned output, and forgets it in the end.
-                Ok(Cancellation::Cancelling | Cancellation::Ended(_)) => (),
-                Ok(Cancellation::Unknown) => edge.worker.outputs().forget(id),
-                Err(fault) => tracing::warn!(job.id = %id, db.error = %fault, "job not cancelled"),
             }
         });
     }
+}
+
+/// Pause between tries to cancel a job whose client is gone: a full disk may get room.
+const CANCEL_PAUSE: Duration = Duration::from_secs(1);
+
+/// Cancels a job whose client left while it waited.
+async fn cancel(edge: &Edge, id: JobId, output: &Output) -> Result<(), StoreError> {
+    fail_point::reach("cancel.before");
+    match edge.store.cancel_waiting(id, edge.clock.now_ms()).await? {
+        Cancellation::Cancelled => {
+            fail_point::reach("cancel.committed");
+            tracing::info!(job.id = %id, "job cancelled, its client left while it waited");
+            edge.worker.cancelled_waiting(id, output);
+        }
+        // The worker sees the abandoned output, and forgets it in the end.
+        Cancellation::Cancelling | Cancellation::Ended(_) => (),
+        Cancellation::Unknown => edge.worker.outputs().forget(id),
+    }
+    Ok(())
 }

@@ -4,6 +4,7 @@
 use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::domain::job::{Event, JobId, State};
+use crate::fail_point;
 
 use super::admission::QueueLimits;
 use super::error::StoreError;
@@ -257,6 +258,9 @@ fn end_waiting(
         tx.prepare_cached(sql)?.query_row(params![seq, to.name(), at_ms, why], |row| row.get(0))?;
     forget_request(tx, seq, to)?;
     record(tx, seq, Some(State::Queued), to, &Note { epoch, at_ms, text: Some(why) })?;
+    if event == Event::Cancel {
+        fail_point::reach("cancel.uncommitted");
+    }
     Ok(Cancellation::Cancelled)
 }
 

@@ -3,6 +3,8 @@
 
 use rusqlite::{Connection, params};
 
+use crate::fail_point;
+
 use super::error::StoreError;
 use super::{Durability, Store};
 use super::{by_hand, learning};
@@ -96,6 +98,9 @@ pub(super) fn sweep(tx: &Connection, before: EndedBefore) -> Result<Swept, Store
         forget_purged(tx)?;
     }
     give_space_back(tx)?;
+    if swept.jobs > 0 {
+        fail_point::reach("sweep.uncommitted");
+    }
     Ok(swept)
 }
 

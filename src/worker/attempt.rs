@@ -16,6 +16,7 @@ use crate::domain::dialect::Dialect;
 use crate::domain::job::Kind;
 use crate::domain::model::LoadKey;
 use crate::domain::retry::{Fault, told_by_status, told_by_text};
+use crate::fail_point;
 use crate::ollama::calls::error_text;
 use crate::ollama::client::{BodyError, SendError, full_body};
 use crate::ollama::hop::strip_hop_by_hop;
@@ -112,6 +113,7 @@ impl Hands {
             Ok(request) => request,
             Err(text) => return Conclusion::failed(Fault::NoRoom, 500, text),
         };
+        fail_point::reach("request.before");
         let sent = self.tools.ollama.send(request);
         let response = match self.head_limit(claim, output) {
             Some(limit) => match tokio::time::timeout(limit, sent).await {
@@ -128,6 +130,7 @@ impl Hands {
         let kind = answer_kind(claim, response.headers());
         let is_error = !response.status().is_success();
         output.begin(head);
+        fail_point::reach("answer.head");
         let body = response.into_body();
         if is_error {
             self.drain_error(output, body).await
@@ -216,7 +219,9 @@ impl Hands {
                         || output.bytes() > HIDDEN_BYTES_MAX;
                     if is_stream && is_begun && !output.is_shown() {
                         output.show();
+                        fail_point::reach("answer.shown");
                     }
+                    fail_point::reach("answer.chunk");
                 }
                 Ok(None) => break None,
                 Err(ended) => break Some(ended),

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::domain::job::Event;
 use crate::domain::retry::{Charge, Exposure, Fault, Told, Verdict, judge};
+use crate::fail_point;
 use crate::store::{Answer, AnswerBody, Claim, Ending, GaveBack, GiveBack, StoreError};
 
 use super::delay::{chance, delay};
@@ -168,7 +169,9 @@ impl Hands {
         }
         let (tools, handle) = (self.tools.clone(), self.handle.clone());
         self.tools.tasks.spawn(async move {
+            fail_point::reach("outcome.before");
             let is_ours = record(&tools, &claim, &output, &finish).await;
+            fail_point::reach("outcome.committed");
             log(&tools, &claim, &output, &finish, is_ours);
             if finish.keeps_answer() == HasAnswer::No || !is_ours {
                 output.discard_file();
@@ -192,8 +195,12 @@ async fn put_back(
 ) -> Result<(), StoreError> {
     // Before the write: right after it the job may be claimed again.
     output.put_back();
+    fail_point::reach("give_back.before");
     match tools.store.give_back(claim.seq, claim.lease_epoch, back.clone()).await {
-        Ok(GaveBack::Queued) => Ok(()),
+        Ok(GaveBack::Queued) => {
+            fail_point::reach("give_back.committed");
+            Ok(())
+        }
         Ok(GaveBack::Cancelled) => {
             tracing::info!(job.id = %claim.id, "job cancelled, instead of being tried again");
             handle.cancelled_waiting(claim.id, output);

@@ -204,8 +204,7 @@ async fn admit(edge: &Edge, job: NewJob) -> Result<Taken, Problem> {
 }
 
 pub(super) fn no_room() -> Problem {
-    let text = "there is less free space on the disk than FOREMAN_FREE_MIN; nothing was stored, try again later";
-    Problem::new(Code::DiskFull, text).retry_after(FULL_RETRY_S)
+    intake::no_room().into()
 }
 
 /// When to try again after a full queue or disk.
