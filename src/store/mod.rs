@@ -68,6 +68,8 @@ struct Shared {
     space: Arc<space::Space>,
     readers: Mutex<Vec<Connection>>,
     free_readers: Arc<Semaphore>,
+    /// Places for those who ask on behalf of clients.
+    lookers: Semaphore,
     events: broadcast::Sender<Arc<Transition>>,
     path: PathBuf,
     /// Held until the last clone is gone: a second daemon on the same database is refused.
@@ -107,6 +109,7 @@ impl Store {
             space,
             readers: Mutex::new(readers),
             free_readers: Arc::new(Semaphore::new(READERS)),
+            lookers: Semaphore::new(READERS - 1),
             events,
             path: path.to_owned(),
             _lock: lock,
@@ -161,6 +164,16 @@ impl Store {
     /// Returns when no more can be written: the store was closed, or its disk or its file has failed for good. Cancel-safe.
     pub async fn ended(&self) {
         self.shared.writer.ended().await;
+    }
+
+    /// The same on behalf of a client. However many ask, one connection is left for the worker's decisions.
+    pub(crate) async fn look<T, F>(&self, question: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Transaction<'_>) -> Result<T, StoreError> + Send + 'static,
+    {
+        let _place = self.shared.lookers.acquire().await.map_err(|_| StoreError::Closed)?;
+        self.read(question).await
     }
 
     /// Waits for what was handed in, folds the write-ahead log into the database, and ends the writer thread. Later
