@@ -8,8 +8,9 @@ use std::fs::File;
 use std::path::PathBuf;
 
 use bytes::Bytes;
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use crate::domain::job::JobId;
 use crate::ollama::wire::fold::fold;
 use crate::store::{Answer, AnswerBody, StoreError};
 
@@ -28,6 +29,19 @@ pub struct Completion {
     pub size: u64,
     /// Its value, if it is small: JSON as it is, anything else as a text.
     pub inline: Option<Value>,
+}
+
+impl Completion {
+    /// The artifacts of the job, as its object and its webhooks show them.
+    pub fn artifacts(&self, id: JobId) -> Value {
+        json!([{
+            "name": "completion",
+            "content_type": self.content_type,
+            "size": self.size,
+            "is_inline": self.inline.is_some(),
+            "url": format!("/jobs/{id}/artifacts/completion"),
+        }])
+    }
 }
 
 /// The completion of an answer; files of answers are in `folder`. Reads a streamed answer whole.

@@ -2,14 +2,15 @@
 //! the jobs model by model.
 //!
 //! The map is in ARCHITECTURE.md; in short, imports go one way:
-//! [`domain`] (pure) → [`clock`], [`fail_point`], [`shutdown`], [`guard`], [`replay`] → [`store`], [`ollama`] → [`config`], [`worker`] → [`http`] →
-//! [`app`] → [`cli`].
+//! [`domain`] (pure) → [`clock`], [`fail_point`], [`shutdown`], [`delay`], [`guard`], [`replay`] → [`store`], [`ollama`] →
+//! [`completion`], [`config`] → [`webhook`], [`worker`] → [`http`] → [`app`] → [`cli`].
 
 pub mod app;
 pub mod cli;
 pub mod clock;
 pub mod completion;
 pub mod config;
+pub mod delay;
 pub mod domain;
 pub mod fail_point;
 pub mod guard;
@@ -18,4 +19,5 @@ pub mod ollama;
 pub mod replay;
 pub mod shutdown;
 pub mod store;
+pub mod webhook;
 pub mod worker;

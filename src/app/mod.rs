@@ -25,6 +25,7 @@ use crate::ollama::inventory::{Inventory, Poller};
 use crate::ollama::residency::Residency;
 use crate::shutdown::Tasks;
 use crate::store::{Store, StoreError};
+use crate::webhook;
 use crate::worker::{Past, Settings, Tools, Worker};
 
 /// After the force, what has not ended by now is left behind.
@@ -72,6 +73,7 @@ pub struct App {
     edge: Arc<Edge>,
     listener: TcpListener,
     worker: Worker,
+    webhooks: webhook::Sender,
     poller: Poller,
     addr: SocketAddr,
 }
@@ -115,8 +117,14 @@ impl App {
             Worker::new(tools.clone(), settings(&config), config.answer_max, &past);
         let hostname = gethostname::gethostname().to_string_lossy().into_owned();
         let guard = Guard::new(addr, hostname, &config.origins);
-        let edge = Edge::new(config, tools, handle, guard);
-        Ok(App { edge: Arc::new(edge), listener, worker, poller, addr })
+        let (webhooks, webhook_handle) = webhook::Sender::new(
+            tools.store.clone(),
+            tools.clock.clone(),
+            tools.tasks.clone(),
+            config.webhooks.clone(),
+        );
+        let edge = Edge::new(config, tools, handle, webhook_handle, guard);
+        Ok(App { edge: Arc::new(edge), listener, worker, webhooks, poller, addr })
     }
 
     /// Where it listens; the port is known even if 0 was asked for.
@@ -127,7 +135,7 @@ impl App {
     /// Serves until a message comes in `stops` (or its senders are gone), then drains; a second message, or the end of the
     /// grace time, forces.
     pub async fn run(self, mut stops: mpsc::Receiver<()>) -> Stopped {
-        let App { edge, listener, worker, poller, addr } = self;
+        let App { edge, listener, worker, webhooks, poller, addr } = self;
         let tasks = edge.tasks.clone();
         if !addr.ip().is_loopback() && edge.config.token.is_none() {
             tracing::warn!(http.addr = %addr, "listening beyond this machine without a token (FOREMAN_TOKEN): whoever \
@@ -151,6 +159,7 @@ impl App {
         tasks.spawn_vital("deadlines", deadlines::run(Arc::clone(&edge)));
         tasks.spawn_vital("tether", monitor::hold_tether(Arc::clone(&edge)));
         tasks.spawn_vital("worker", worker.run());
+        tasks.spawn_vital("webhooks", webhooks.run());
         tasks.spawn_vital("accept", accept::serve(Arc::clone(&edge), listener));
         tokio::select! {
             _ = stops.recv() => (),

@@ -116,6 +116,20 @@ pub(super) struct Serve {
     /// The first delay before a retry; it doubles, up to a minute [default: 1s]
     #[arg(long, env = "FOREMAN_RETRY_DELAY", value_name = "DURATION")]
     retry_delay: Option<String>,
+    #[arg(
+        long,
+        env = "FOREMAN_WEBHOOK_SECRET",
+        value_name = "SECRET",
+        hide_env_values = true,
+        help = "What webhooks are signed with: whsec_ and base64, or any text [default: not signed]"
+    )]
+    webhook_secret: Option<String>,
+    /// The first delay before a webhook is tried again; it quadruples, up to 6h [default: 5s]
+    #[arg(long, env = "FOREMAN_WEBHOOK_RETRY_DELAY", value_name = "DURATION")]
+    webhook_retry_delay: Option<String>,
+    /// Tries per webhook [default: 10]
+    #[arg(long, env = "FOREMAN_WEBHOOK_TRIES", value_name = "N")]
+    webhook_tries: Option<String>,
     /// How long a stop waits for what runs [default: 30s]
     #[arg(long, env = "FOREMAN_SHUTDOWN_GRACE", value_name = "DURATION")]
     shutdown_grace: Option<String>,
@@ -276,6 +290,9 @@ impl Serve {
             load_limit: self.load_limit.clone(),
             idle_limit: self.idle_limit.clone(),
             retry_delay: self.retry_delay.clone(),
+            webhook_secret: self.webhook_secret.clone(),
+            webhook_retry_delay: self.webhook_retry_delay.clone(),
+            webhook_tries: self.webhook_tries.clone(),
             shutdown_grace: self.shutdown_grace.clone(),
         }
     }

@@ -39,6 +39,7 @@ pub(super) fn render(document: &Value, addr: SocketAddr) -> String {
         count("cancelled"),
         count("retries")
     ));
+    webhooks(&mut page, &document["webhooks"]);
     page.into_text()
 }
 
@@ -173,6 +174,18 @@ fn queue(page: &mut Page, queue: &Value) {
     }
     if lanes.len() > ROWS_MAX {
         page.line(&format!("             and {} more", lanes.len() - ROWS_MAX));
+    }
+}
+
+/// One line where something is owed to receivers.
+fn webhooks(page: &mut Page, webhooks: &Value) {
+    let count = |name: &str| webhooks[name].as_u64().unwrap_or(0);
+    let (pending, dead) = (count("pending"), count("dead"));
+    if pending + dead > 0 {
+        let delivered = count("delivered_since_start");
+        page.line(&format!(
+            "webhooks     {pending} to be sent, {dead} given up, {delivered} delivered since start"
+        ));
     }
 }
 

@@ -13,6 +13,7 @@ use crate::ollama::url::UpstreamUrl;
 mod classes;
 mod policy;
 mod values;
+mod webhooks;
 
 use classes::max_queue;
 pub use policy::policy;
@@ -21,6 +22,7 @@ use values::{
     attempts, bytes, count, database, duplicates, duration, floor, keep_alive, model, origins,
     positive, secret, upstream,
 };
+pub use webhooks::{SigningKey, Webhooks};
 
 /// The listening address when none is given: loopback, one above Ollama's own port.
 pub const ADDR_DEFAULT: &str = "127.0.0.1:11435";
@@ -86,6 +88,8 @@ pub struct Config {
     pub idle_limit: Duration,
     /// The first delay before a retry; it doubles.
     pub retry_delay: Duration,
+    /// How receivers of webhooks are told.
+    pub webhooks: Webhooks,
     /// How long a drain waits before it forces.
     pub shutdown_grace: Duration,
 }
@@ -162,6 +166,12 @@ pub struct Raw {
     pub idle_limit: Option<String>,
     /// `FOREMAN_RETRY_DELAY`
     pub retry_delay: Option<String>,
+    /// `FOREMAN_WEBHOOK_SECRET`
+    pub webhook_secret: Option<String>,
+    /// `FOREMAN_WEBHOOK_RETRY_DELAY`
+    pub webhook_retry_delay: Option<String>,
+    /// `FOREMAN_WEBHOOK_TRIES`
+    pub webhook_tries: Option<String>,
     /// `FOREMAN_SHUTDOWN_GRACE`
     pub shutdown_grace: Option<String>,
 }
@@ -199,7 +209,7 @@ impl Faults {
         match parse(text.unwrap_or(default).trim()) {
             Ok(value) => Some(value),
             Err(allowed) => {
-                let is_secret = key.ends_with("TOKEN");
+                let is_secret = key.ends_with("TOKEN") || key.ends_with("SECRET");
                 let value = if is_secret { "(hidden)" } else { text.unwrap_or(default) }.to_owned();
                 self.0.push(Fault { key, value, allowed });
                 None
@@ -254,6 +264,7 @@ fn read(raw: &Raw, faults: &mut Faults) -> Option<Config> {
     let load_limit = faults.read("FOREMAN_LOAD_LIMIT", raw.load_limit.as_ref(), "10m", positive);
     let idle_limit = faults.read("FOREMAN_IDLE_LIMIT", raw.idle_limit.as_ref(), "10m", positive);
     let retry = faults.read("FOREMAN_RETRY_DELAY", raw.retry_delay.as_ref(), "1s", positive);
+    let webhooks = webhooks::webhooks(raw, faults);
     let grace = faults.read("FOREMAN_SHUTDOWN_GRACE", raw.shutdown_grace.as_ref(), "30s", duration);
     Some(Config {
         addr: addr?,
@@ -283,6 +294,7 @@ fn read(raw: &Raw, faults: &mut Faults) -> Option<Config> {
         load_limit: load_limit?,
         idle_limit: idle_limit?,
         retry_delay: retry?,
+        webhooks: webhooks?,
         shutdown_grace: grace?,
     })
 }

@@ -44,6 +44,7 @@ use crate::ollama::inventory::Inventory;
 use crate::ollama::residency::Residency;
 use crate::shutdown::Tasks;
 use crate::store::{QueueLimits, Store};
+use crate::webhook;
 use crate::worker::{Tools, WorkerHandle};
 
 /// An answer to a client.
@@ -65,6 +66,8 @@ pub struct Edge {
     pub residency: Residency,
     /// The worker.
     pub worker: WorkerHandle,
+    /// Who tells receivers of webhooks.
+    pub webhooks: webhook::Handle,
     /// Time.
     pub clock: Clock,
     /// Tasks and the stop.
@@ -93,7 +96,13 @@ pub struct Edge {
 
 impl Edge {
     /// Puts the parts together. The handlers work with the same tools as the worker.
-    pub fn new(config: Config, tools: Tools, worker: WorkerHandle, guard: Guard) -> Edge {
+    pub fn new(
+        config: Config,
+        tools: Tools,
+        worker: WorkerHandle,
+        webhooks: webhook::Handle,
+        guard: Guard,
+    ) -> Edge {
         Edge {
             started_at_ms: tools.clock.now_ms(),
             instance: ulid::Ulid::generate().to_string(),
@@ -113,6 +122,7 @@ impl Edge {
             clock: tools.clock,
             tasks: tools.tasks,
             worker,
+            webhooks,
             guard,
         }
     }

@@ -25,6 +25,7 @@ pub(super) async fn status(edge: &Edge) -> Result<Value, StoreError> {
     let depth: u64 = overview.lanes.iter().map(|lane| lane.depth).sum();
     let waiting_lanes = edge.store.waiting_lanes(now_ms).await?;
     let policy = edge.config.policy();
+    let webhooks = edge.store.delivery_counts().await?;
     let held = edge.residency.held();
     let order = edge.worker.service_order(now_ms, &waiting_lanes, &held, &edge.inventory, &policy);
     Ok(json!({
@@ -48,6 +49,11 @@ pub(super) async fn status(edge: &Edge) -> Result<Value, StoreError> {
         "embeds": {
             "in_flight": edge.config.embed_parallel - edge.embeds.available_permits().min(edge.config.embed_parallel),
             "waiting": edge.embeds_waiting.load(Ordering::Relaxed),
+        },
+        "webhooks": {
+            "pending": webhooks.pending,
+            "dead": webhooks.dead,
+            "delivered_since_start": edge.webhooks.delivered(),
         },
         "stored": overview.jobs_by_state.iter().map(|(state, jobs)| (state.clone(), json!(jobs)))
             .collect::<serde_json::Map<String, Value>>(),

@@ -63,7 +63,7 @@ pub(super) fn insert(tx: &Connection, seq: i64, answer: &Answer) -> Result<(), S
     Ok(())
 }
 
-fn find(tx: &Connection, id: JobId) -> Result<Option<Answer>, StoreError> {
+pub(super) fn find(tx: &Connection, id: JobId) -> Result<Option<Answer>, StoreError> {
     type Row = (u16, String, i64, Option<Vec<u8>>, Option<String>);
     let sql =
         "SELECT status, headers, bytes, body, file FROM answer JOIN job USING (seq) WHERE id = ?1";

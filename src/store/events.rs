@@ -37,6 +37,8 @@ pub struct Transition {
     pub at_ms: i64,
     /// Why, where that is to be said.
     pub note: Option<String>,
+    /// Whether a receiver of webhooks is to be told.
+    pub is_owed: bool,
 }
 
 /// Where to read on in the log.
@@ -89,12 +91,19 @@ impl Store {
 }
 
 const SELECT: &str =
-    "SELECT event, job.id, job.model, from_state, to_state, transition.lease_epoch, at_ms, note
+    "SELECT event, job.id, job.model, from_state, to_state, transition.lease_epoch, at_ms, note,
+        EXISTS (SELECT 1 FROM delivery WHERE delivery.event = transition.event)
     FROM transition JOIN job USING (seq)";
 
 fn after(tx: &Connection, event: i64, events_max: u32) -> Result<Vec<Transition>, StoreError> {
     let sql = format!("{SELECT} WHERE event > ?1 ORDER BY event LIMIT ?2");
     read(tx, &sql, params![event, events_max])
+}
+
+/// One event of the log.
+pub(super) fn find(tx: &Connection, event: i64) -> Result<Option<Transition>, StoreError> {
+    let found = read(tx, &format!("{SELECT} WHERE event = ?1"), params![event])?;
+    Ok(found.into_iter().next())
 }
 
 fn read(
@@ -122,6 +131,7 @@ fn transition(row: &Row<'_>) -> Result<Transition, StoreError> {
         attempt: row.get(5)?,
         at_ms: row.get(6)?,
         note: row.get(7)?,
+        is_owed: row.get(8)?,
     })
 }
 

@@ -16,6 +16,7 @@ mod learning;
 mod life;
 mod lock;
 mod log;
+mod outbox;
 mod overview;
 mod recovery;
 mod retention;
@@ -40,11 +41,15 @@ pub use admission::{
 };
 pub use answers::{Answer, AnswerBody};
 pub use by_hand::{Cancellation, Dropping, MANY_MAX, Many, Reopening, Which};
+pub use deliveries::{DeliveryState, ManyResent, Resending, Try, Undelivered};
 pub use error::StoreError;
 pub use events::{EVENTS_MAX, Page, Transition};
 pub use jobs::{Claim, Ending, GaveBack, GiveBack, Measured};
 pub use lanes::{WaitingHead, WaitingLane};
 pub use learning::Learned;
+pub use outbox::{
+    DeliveryCounts, DeliveryView, ListedDeliveries, OwedTo, Telling, WhichDeliveries,
+};
 pub use overview::{LaneSummary, OpenJob, Overview};
 pub use recovery::Recovered;
 pub use retention::{EndedBefore, Swept};

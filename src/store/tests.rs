@@ -9,6 +9,9 @@ use crate::domain::dialect::Dialect;
 use crate::domain::job::{Class, Event, JobId, Kind, State};
 use crate::domain::retry::{Charge, INTERRUPTIONS_MAX};
 
+#[path = "deliveries_tests.rs"]
+mod deliveries;
+
 const LIMITS: QueueLimits =
     QueueLimits { jobs_max: 100, bytes_max: 1_000_000, class_max: [None; 3] };
 

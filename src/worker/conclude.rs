@@ -6,12 +6,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::delay::{Growth, chance};
 use crate::domain::job::Event;
 use crate::domain::retry::{Charge, Exposure, Fault, Told, Verdict, judge};
 use crate::fail_point;
 use crate::store::{Answer, AnswerBody, Claim, Ending, GaveBack, GiveBack, StoreError};
 
-use super::delay::{chance, delay};
 use super::handle::add;
 use super::output::{End, Output, Refusal};
 use super::run::later;
@@ -140,9 +140,9 @@ impl Hands {
             Charge::Nothing => Duration::ZERO,
             // The upstream is away; the worker itself pauses until it is back.
             Charge::Deferral if !self.tools.health.is_up() => Duration::ZERO,
-            Charge::Attempt | Charge::Interruption | Charge::Deferral => {
-                delay(failures, self.settings.retry_delay, chance()).max(asked_pause(output))
-            }
+            Charge::Attempt | Charge::Interruption | Charge::Deferral => Growth::JOB
+                .delay(failures, self.settings.retry_delay, chance())
+                .max(asked_pause(output)),
         };
         tracing::warn!(job.id = %claim.id, job.attempt = claim.counters.attempts, retry.charge = ?charge,
             retry.ms = pause.as_millis(), job.error = %brief(&text), "job put back into the queue");

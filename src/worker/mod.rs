@@ -7,7 +7,6 @@ mod answer_kind;
 mod attempt;
 mod border;
 mod conclude;
-mod delay;
 mod flight;
 mod handle;
 mod look;

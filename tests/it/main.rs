@@ -28,4 +28,5 @@ mod schedule;
 mod status;
 mod stopping;
 mod trace;
+mod webhooks;
 mod whom;

@@ -189,7 +189,10 @@ async fn remove(edge: &Edge, files: &[String]) {
 }
 
 /// A body is not asked for; a client that sends an empty object or nothing is fine.
-async fn without_body(edge: &Arc<Edge>, request: Request<Incoming>) -> Result<(), Problem> {
+pub(super) async fn without_body(
+    edge: &Arc<Edge>,
+    request: Request<Incoming>,
+) -> Result<(), Problem> {
     query::read(request.uri().query(), |_| ())?;
     body::read(edge, request.into_body(), BODY_MAX).await?;
     Ok(())

@@ -5,6 +5,7 @@
 
 mod act;
 mod batch;
+mod deliveries;
 mod events;
 mod list;
 mod look;
@@ -77,6 +78,9 @@ async fn serve(
         Target::Delete(id) => act::delete(edge, id, request).await,
         Target::RetryMany => act::retry_many(edge, request).await,
         Target::PurgeMany => act::purge_many(edge, request).await,
+        Target::Deliveries(of) => deliveries::list(edge, of, request.uri().query()).await,
+        Target::Resend(event) => deliveries::resend(edge, event, request).await,
+        Target::ResendDead => deliveries::resend_dead(edge, request).await,
         Target::OpenApi => Ok(text(StatusCode::OK, "application/json", OPENAPI)),
     }
 }

@@ -8,13 +8,19 @@ use crate::store::{Attempt, JobView};
 use crate::worker::Forecast;
 
 /// What a list leaves out.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Details {
     pub(super) attempts: Vec<Attempt>,
     pub(super) forecast: Option<Forecast>,
     /// The completion, where it is inline.
     pub(super) result: Value,
-    pub(super) artifacts: Vec<Value>,
+    pub(super) artifacts: Value,
+}
+
+impl Default for Details {
+    fn default() -> Details {
+        Details { attempts: Vec::new(), forecast: None, result: Value::Null, artifacts: json!([]) }
+    }
 }
 
 /// A job with everything.
@@ -22,7 +28,7 @@ pub(super) fn whole(job: &JobView, details: &Details, now_ms: i64) -> Value {
     let mut object = base(job, details.forecast, now_ms);
     object.insert("attempts".to_owned(), details.attempts.iter().map(attempt).collect());
     object.insert("result".to_owned(), details.result.clone());
-    object.insert("artifacts".to_owned(), Value::Array(details.artifacts.clone()));
+    object.insert("artifacts".to_owned(), details.artifacts.clone());
     Value::Object(object)
 }
 

@@ -8,7 +8,7 @@ use hyper::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, Hea
 use hyper::{Request, Response as HttpResponse, StatusCode};
 use serde_json::{Value, json};
 
-use crate::completion::{self, Completion};
+use crate::completion;
 use crate::domain::job::{JobId, State};
 use crate::ollama::client::full_body;
 use crate::store::JobView;
@@ -229,31 +229,18 @@ async fn folded(edge: &Edge, job: &JobView) -> Result<Option<Folded>, Problem> {
 }
 
 /// The result and the artifacts of a job.
-pub(super) async fn completion_of(
-    edge: &Edge,
-    job: &JobView,
-) -> Result<(Value, Vec<Value>), Problem> {
+pub(super) async fn completion_of(edge: &Edge, job: &JobView) -> Result<(Value, Value), Problem> {
     if job.state != State::Done {
-        return Ok((Value::Null, Vec::new()));
+        return Ok((Value::Null, json!([])));
     }
     let Some(answer) = edge.store.answer(job.id).await.map_err(|fault| unread(edge, &fault))?
     else {
-        return Ok((Value::Null, Vec::new()));
+        return Ok((Value::Null, json!([])));
     };
     let completion = completion::of(&answer, edge.store.answers_folder()).await;
     let completion = completion.map_err(|fault| unread(edge, &fault))?;
-    Ok(shown(job.id, completion))
-}
-
-fn shown(id: JobId, completion: Completion) -> (Value, Vec<Value>) {
-    let artifact = json!({
-        "name": COMPLETION,
-        "content_type": completion.content_type,
-        "size": completion.size,
-        "is_inline": completion.inline.is_some(),
-        "url": format!("/jobs/{id}/artifacts/{COMPLETION}"),
-    });
-    (completion.inline.unwrap_or(Value::Null), vec![artifact])
+    let artifacts = completion.artifacts(job.id);
+    Ok((completion.inline.unwrap_or(Value::Null), artifacts))
 }
 
 /// `GET /jobs/{id}/request`.

@@ -15,9 +15,7 @@ use hyper::{Request, StatusCode};
 use crate::domain::dialect::Dialect;
 use crate::domain::job::{Class, Counters, JobId, Kind, State};
 use crate::ollama::wire::canonical::fingerprint;
-use crate::store::{
-    Admission, Extras, FoundBy, Idempotency, JobView, Likeness, NewJob, Sought, Webhook,
-};
+use crate::store::{Admission, Extras, FoundBy, Idempotency, JobView, Likeness, NewJob, Sought};
 
 use super::super::error::Told;
 use super::super::follow;
@@ -136,7 +134,7 @@ pub(super) async fn job_of(
         is_async: true,
         run_at_ms: submission.run_at_ms.unwrap_or(0),
         deadline_ms: submission.deadline_ms,
-        webhook: submission.webhook_url.map(|url| webhook(&url)),
+        webhook: submission.webhook,
         metadata: submission.metadata,
         idempotency,
         attach_key: None,
@@ -163,17 +161,6 @@ pub(super) async fn job_of(
 /// Headers that belong to the submission and not to the request in it.
 const OF_THE_ENVELOPE: [&str; 5] =
     ["content-type", "prefer", "idempotency-key", "accept", "accept-encoding"];
-
-fn webhook(url: &str) -> Webhook {
-    Webhook { url: url.to_owned(), receiver: receiver(url) }
-}
-
-/// Scheme, host and port of a URL that was checked.
-fn receiver(url: &str) -> String {
-    let end =
-        url.match_indices(['/', '?', '#']).map(|(at, _)| at).find(|at| *at > "https://".len());
-    url.get(..end.unwrap_or(url.len())).unwrap_or(url).to_ascii_lowercase()
-}
 
 /// A job that was taken, or found to be there.
 pub(super) struct Taken {
@@ -364,20 +351,4 @@ pub(super) async fn shown(edge: &Edge, status: StatusCode, id: JobId) -> Result<
 pub(super) async fn require(edge: &Edge, id: JobId) -> Result<JobView, Problem> {
     let sought: Sought<_> = edge.store.job(id).await.map_err(|fault| unread(edge, &fault))?;
     there(id, sought).map(|(job, _)| job)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_receiver_is_scheme_host_and_port() {
-        for (url, wanted) in [
-            ("http://A.example:8080/x/y?z", "http://a.example:8080"),
-            ("https://a.example", "https://a.example"),
-            ("https://[::1]?q", "https://[::1]"),
-        ] {
-            assert_eq!(receiver(url), wanted);
-        }
-    }
 }

@@ -23,6 +23,10 @@ pub(super) enum Target {
     Cancel(JobId),
     Retry(JobId),
     Events,
+    /// Of a job, or of all.
+    Deliveries(Option<JobId>),
+    Resend(i64),
+    ResendDead,
     OpenApi,
 }
 
@@ -39,6 +43,11 @@ impl Target {
             ["jobs", "retry"] => vec![(Method::POST, Target::RetryMany)],
             ["jobs", "purge"] => vec![(Method::POST, Target::PurgeMany)],
             ["events"] => vec![(Method::GET, Target::Events)],
+            ["deliveries"] => vec![(Method::GET, Target::Deliveries(None))],
+            ["deliveries", "resend"] => vec![(Method::POST, Target::ResendDead)],
+            ["deliveries", event, "resend"] => {
+                vec![(Method::POST, Target::Resend(event.parse().map_err(|_| no_delivery(event))?))]
+            }
             ["openapi.json"] => vec![(Method::GET, Target::OpenApi)],
             ["jobs", id, rest @ ..] => of_job(path, id, rest)?,
             _ => return Err(no_route(path)),
@@ -60,6 +69,7 @@ fn of_job(path: &str, id: &str, rest: &[&str]) -> Result<Vec<(Method, Target)>, 
         ["request"] => vec![(Method::GET, Target::Request(id))],
         ["artifacts", name] => vec![(Method::GET, Target::Artifact(id, (*name).to_owned()))],
         ["events"] => vec![(Method::GET, Target::JobEvents(id))],
+        ["deliveries"] => vec![(Method::GET, Target::Deliveries(Some(id)))],
         ["cancel"] => vec![(Method::POST, Target::Cancel(id))],
         ["retry"] => vec![(Method::POST, Target::Retry(id))],
         _ => return Err(no_route(path)),
@@ -77,6 +87,11 @@ fn no_route(path: &str) -> Problem {
 fn no_job(id: &str) -> Problem {
     let id: String = id.chars().take(TOLD_CHARACTERS_MAX).collect();
     Problem::new(Code::UnknownJob, format!("{id:?} is not the id of a job"))
+}
+
+fn no_delivery(event: &str) -> Problem {
+    let event: String = event.chars().take(TOLD_CHARACTERS_MAX).collect();
+    Problem::new(Code::UnknownDelivery, format!("{event:?} is not the id of a delivery"))
 }
 
 fn no_method(method: &Method, by_method: &[(Method, Target)]) -> Problem {

@@ -9,10 +9,12 @@ use crate::ollama::wire::cut::{Cuts, Fate};
 use crate::ollama::wire::json::Kind;
 use crate::ollama::wire::members::{Document, Member, open};
 use crate::ollama::wire::text::{decode, key_is};
+use crate::store::Webhook;
+use crate::webhook::check_url;
 
 use super::super::prefer::check_key;
 use super::super::problem::Pointed;
-use super::{metadata, pointed, pointer_part, url};
+use super::{metadata, pointed, pointer_part};
 
 /// Members of an envelope that are told as unknown; the rest of a crowd helps nobody.
 const UNKNOWN_TOLD_MAX: usize = 50;
@@ -49,7 +51,7 @@ pub(super) struct Fields {
     pub(super) form: Form,
     /// `None` where it is none that foreman knows.
     pub(super) endpoint: Option<&'static Endpoint>,
-    pub(super) webhook_url: Option<String>,
+    pub(super) webhook: Option<Webhook>,
     pub(super) class: Class,
     pub(super) run_at_ms: Option<i64>,
     pub(super) deadline_ms: Option<i64>,
@@ -88,9 +90,7 @@ impl Fields {
         let run_at_ms = found.time(Field::RunAt);
         let fields = Fields {
             endpoint,
-            webhook_url: found
-                .text(Field::Webhook)
-                .filter(|text| found.accepts(Field::Webhook, url::check(text))),
+            webhook: found.webhook(),
             class: found.class(),
             run_at_ms,
             deadline_ms: found.deadline(run_at_ms, now_ms),
@@ -230,6 +230,13 @@ impl<'a> Found<'a> {
             return None;
         }
         Some(decode(&self.submitted[member.value]))
+    }
+
+    fn webhook(&mut self) -> Option<Webhook> {
+        let text = self.text(Field::Webhook)?;
+        check_url(&text)
+            .map_err(|why| self.fault(Field::Webhook, format!("is no URL that can be told: {why}")))
+            .ok()
     }
 
     fn accepts(&mut self, field: Field, checked: Result<(), &'static str>) -> bool {

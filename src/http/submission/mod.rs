@@ -9,7 +9,6 @@ mod batch;
 mod fields;
 mod metadata;
 mod request;
-mod url;
 
 #[cfg(test)]
 mod tests;
@@ -24,6 +23,7 @@ use crate::ollama::wire::cut::without_members;
 use crate::ollama::wire::json::Kind;
 use crate::ollama::wire::request::{Request, Shape};
 use crate::ollama::wire::sole::{NotJson, sole_value};
+use crate::store::Webhook;
 
 use super::problem::{Code, Pointed, Problem};
 use fields::{Endpoint, Fields, Form};
@@ -44,7 +44,7 @@ pub struct Submission {
     /// The model it names.
     pub model: ParsedName,
     /// Who is told of its changes of state.
-    pub webhook_url: Option<String>,
+    pub webhook: Option<Webhook>,
     /// How urgent it is.
     pub class: Class,
     /// Not before this time; it may have passed.
@@ -95,7 +95,7 @@ pub fn parse(submitted: &Bytes, now_ms: i64) -> Result<Submission, Rejection> {
             body,
             request: checked.request,
             model: checked.model,
-            webhook_url: fields.webhook_url,
+            webhook: fields.webhook,
             class: fields.class,
             run_at_ms: fields.run_at_ms,
             deadline_ms: fields.deadline_ms,
@@ -132,8 +132,8 @@ impl Submission {
         let time = |at_ms: Option<i64>| at_ms.map(|at_ms| at_ms.to_string());
         let (run_at, deadline) = (time(self.run_at_ms), time(self.deadline_ms));
         let class = Some(self.class.name().to_owned());
-        let given =
-            [&self.webhook_url, &class, &run_at, &deadline, &self.metadata, &self.idempotency_key];
+        let url = self.webhook.as_ref().map(|webhook| webhook.url.clone());
+        let given = [&url, &class, &run_at, &deadline, &self.metadata, &self.idempotency_key];
         // A field that is not given is no field with an empty text.
         let parts = given.map(|field| field.as_ref().map_or("-".into(), |text| format!("+{text}")));
         fingerprint(&parts.each_ref().map(String::as_bytes))

@@ -36,7 +36,7 @@ fn a_native_request_keeps_its_bytes() {
     assert_eq!(found.body, body);
     assert_eq!(found.model.name.to_string(), "llama3:latest");
     assert_eq!((found.class, found.run_at_ms, found.deadline_ms), (Class::Normal, None, None));
-    assert_eq!((found.webhook_url, found.metadata, found.idempotency_key), (None, None, None));
+    assert_eq!((found.webhook, found.metadata, found.idempotency_key), (None, None, None));
     assert!(found.request.stream);
 }
 
@@ -51,7 +51,7 @@ fn fields_are_cut_out_of_a_native_request() {
     let left = r#"{"model":"m","messages":[],"options":{"priority":1},"Priority":"mine"}"#;
     assert_eq!(found.body, left);
     assert_eq!(found.class, Class::Batch);
-    assert_eq!(found.webhook_url.as_deref(), Some("http://h/a?b=c"));
+    assert_eq!(found.webhook.map(|webhook| webhook.url).as_deref(), Some("http://h/a?b=c"));
     assert_eq!(found.run_at_ms, Some(NOW_MS + 30 * 60 * 1_000));
     assert_eq!(found.deadline_ms, Some(NOW_MS + 60 * 60 * 1_000 + 500));
     assert_eq!(found.metadata.as_deref(), Some(r#"{"b":[1,2.0],"a":"x \" y"}"#));

@@ -5,6 +5,7 @@ pub(crate) mod client;
 pub(crate) mod daemon;
 pub(crate) mod random;
 pub(crate) mod raw;
+pub(crate) mod receiver;
 pub(crate) mod upstream;
 
 use std::net::SocketAddr;

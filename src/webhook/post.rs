@@ -1,0 +1,194 @@
+//! One try: resolve, judge, connect, send, read the status. It never follows a redirect, never connects to an address that was
+//! not judged, and reads no more of a reply than it must.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderValue, RETRY_AFTER, USER_AGENT};
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::sync::OnceCell;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+
+use super::address;
+use super::url::{Host, Target};
+
+/// Connect, send and reply together: a receiver that has more to do than that answers first.
+const TRY_LIMIT: Duration = Duration::from_secs(10);
+
+/// What is read of a reply, so that a receiver that writes one is not cut off in the middle.
+const REPLY_BYTES_MAX: usize = 64 * 1024;
+
+/// Sends deliveries. Clones share the roots of trust.
+#[derive(Clone, Default)]
+pub(super) struct Poster {
+    tls: Arc<OnceCell<Arc<ClientConfig>>>,
+}
+
+/// A reply, without its body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Reply {
+    pub(super) status: u16,
+    /// How long the receiver asks to be left alone.
+    pub(super) retry_after: Option<Duration>,
+}
+
+impl Poster {
+    /// POSTs a body with these headers, within [`TRY_LIMIT`].
+    ///
+    /// Cancellation: dropping the future closes the connection; the receiver may have taken it.
+    ///
+    /// # Errors
+    /// A sentence without the URL.
+    pub(super) async fn post(
+        &self,
+        url: &str,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<Reply, String> {
+        let target = Target::parse(url)?;
+        let request = request(&target, headers, body)?;
+        let sent = tokio::time::timeout(TRY_LIMIT, self.exchange(&target, request));
+        match sent.await {
+            Ok(reply) => reply,
+            Err(_) => Err(format!("no answer within {} s", TRY_LIMIT.as_secs())),
+        }
+    }
+
+    async fn exchange(
+        &self,
+        target: &Target,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Reply, String> {
+        let candidates = match &target.host {
+            Host::Address(address) => Ok(vec![SocketAddr::new(*address, target.port)]),
+            Host::Name(name) => {
+                tokio::net::lookup_host((name.as_str(), target.port)).await.map(Iterator::collect)
+            }
+        };
+        let stream = connect(&address::choose(candidates)?).await?;
+        if !target.is_tls {
+            return exchange(stream, request).await;
+        }
+        let name = match &target.host {
+            Host::Address(address) => ServerName::IpAddress((*address).into()),
+            Host::Name(name) => ServerName::try_from(name.trim_end_matches('.').to_owned())
+                .map_err(|fault| format!("its name cannot be a certificate's: {fault}"))?,
+        };
+        let connector = TlsConnector::from(self.tls().await?);
+        let stream = connector.connect(name, stream).await;
+        exchange(stream.map_err(|fault| format!("no TLS connection: {fault}"))?, request).await
+    }
+
+    /// The platform's roots, read when the first `https` receiver is told.
+    async fn tls(&self) -> Result<Arc<ClientConfig>, String> {
+        let read = || async {
+            let found = tokio::task::spawn_blocking(rustls_native_certs::load_native_certs);
+            let found = found.await.map_err(|fault| fault.to_string())?;
+            let mut roots = RootCertStore::empty();
+            roots.add_parsable_certificates(found.certs);
+            match roots.is_empty() {
+                true => Err("this system has no root certificates".to_owned()),
+                false => Ok(Arc::new(trusting(roots)?)),
+            }
+        };
+        self.tls.get_or_try_init(read).await.cloned()
+    }
+}
+
+fn trusting(roots: RootCertStore) -> Result<ClientConfig, String> {
+    let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
+    let config =
+        ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let config = config.map_err(|fault| format!("TLS cannot be set up: {fault}"))?;
+    Ok(config.with_root_certificates(roots).with_no_client_auth())
+}
+
+fn request(
+    target: &Target,
+    mut headers: HeaderMap,
+    body: Bytes,
+) -> Result<Request<Full<Bytes>>, String> {
+    let host = HeaderValue::from_str(&target.authority).map_err(|_| "its host cannot be sent")?;
+    headers.insert(HOST, host);
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let agent = concat!("foreman/", env!("CARGO_PKG_VERSION"));
+    headers.insert(USER_AGENT, HeaderValue::from_static(agent));
+    let request = Request::post(&target.path_and_query).body(Full::new(body));
+    let mut request = request.map_err(|_| "its path cannot be sent")?;
+    request.headers_mut().extend(headers);
+    Ok(request)
+}
+
+/// Connects to the first that answers; each has its share of the time, so that a dead one does not use it up.
+async fn connect(candidates: &[SocketAddr]) -> Result<TcpStream, String> {
+    let share = TRY_LIMIT / u32::try_from(candidates.len().max(1)).unwrap_or(1);
+    let mut last = "it has no address".to_owned();
+    for candidate in candidates {
+        match tokio::time::timeout(share, TcpStream::connect(candidate)).await {
+            Ok(Ok(stream)) => {
+                // Head and body are two writes.
+                drop(stream.set_nodelay(true));
+                return Ok(stream);
+            }
+            Ok(Err(fault)) => last = format!("cannot connect: {fault}"),
+            Err(_) => last = "cannot connect: no answer".to_owned(),
+        }
+    }
+    Err(last)
+}
+
+async fn exchange<S>(stream: S, request: Request<Full<Bytes>>) -> Result<Reply, String>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    let shaken = http1::handshake(TokioIo::new(stream)).await;
+    let (mut sender, connection) = shaken.map_err(|fault| broke(&fault))?;
+    let asking = async {
+        let response = sender.send_request(request).await.map_err(|fault| broke(&fault))?;
+        let reply = reply(&response);
+        skim(response).await;
+        Ok(reply)
+    };
+    // What broke the connection is told to who asks on it.
+    let driving = async {
+        drop(connection.await);
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        reply = asking => reply,
+        () = driving => Err("the connection ended".to_owned()),
+    }
+}
+
+fn reply(response: &Response<Incoming>) -> Reply {
+    let seconds = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+    let seconds = seconds.and_then(|text| text.trim().parse().ok());
+    Reply { status: response.status().as_u16(), retry_after: seconds.map(Duration::from_secs) }
+}
+
+/// Reads the beginning of a body and drops it: only the status counts, however the body ends.
+async fn skim(response: Response<Incoming>) {
+    let mut body = response.into_body();
+    let mut read = 0;
+    while let Some(Ok(frame)) = body.frame().await {
+        read += frame.data_ref().map_or(0, Bytes::len);
+        if read >= REPLY_BYTES_MAX {
+            return;
+        }
+    }
+}
+
+fn broke(fault: &hyper::Error) -> String {
+    // hyper's own words, and not its causes': those may quote what the receiver sent.
+    format!("no answer that could be read: {fault}")
+}
