@@ -174,7 +174,7 @@ impl Hands {
                 output.discard_file();
             }
             output.end(if is_ours { finish.end() } else { End::Broken(not_recorded()) });
-            handle.outputs().forget(claim.id);
+            handle.outputs().forget_this(claim.id, &output);
             if is_ours {
                 finish.count(&handle);
             }
@@ -187,13 +187,18 @@ async fn put_back(
     tools: &Tools,
     handle: &WorkerHandle,
     claim: &Claim,
-    output: &Output,
+    output: &Arc<Output>,
     back: &GiveBack,
 ) -> Result<(), StoreError> {
     // Before the write: right after it the job may be claimed again.
     output.put_back();
     match tools.store.give_back(claim.seq, claim.lease_epoch, back.clone()).await {
-        Ok(GaveBack::Queued) => Ok(()),
+        Ok(GaveBack::Queued) => {
+            if claim.deadline_ms.is_some() {
+                handle.deadline_waits();
+            }
+            Ok(())
+        }
         Ok(GaveBack::Cancelled) => {
             tracing::info!(job.id = %claim.id, "job cancelled, instead of being tried again");
             handle.cancelled_waiting(claim.id, output);

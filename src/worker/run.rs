@@ -166,7 +166,7 @@ impl Worker {
         let claim = self.claim(lane.to_string(), class, Event::ClaimToWork).await?;
         let Some(claim) = claim else { return Ok(Turn::Acted) };
         tracing::debug!(job.id = %claim.id, job.lane = %lane, reason = reason.name(), "job claimed");
-        let output = self.hands.handle.outputs().open(claim.id);
+        let output = self.hands.handle.outputs().open_anew(claim.id);
         output.take_off(claim.lease_epoch, claim.is_async);
         self.take_off(claim, lane, 0);
         Ok(Turn::Acted)
@@ -181,7 +181,7 @@ impl Worker {
     ) {
         let hands = &self.hands;
         tracing::debug!(job.id = %claim.id, load.key = %load, reason = reason.name(), "job claimed to load");
-        let output = hands.handle.outputs().open(claim.id);
+        let output = hands.handle.outputs().open_anew(claim.id);
         output.take_off(claim.lease_epoch, claim.is_async);
         let began_ms = hands.now_ms();
         if output.is_abandoned() {

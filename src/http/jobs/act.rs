@@ -70,6 +70,7 @@ pub(super) async fn retry(
             tracing::info!(job.id = %id, "job goes back to the queue, by hand");
             remove(edge, &file.into_iter().collect::<Vec<_>>()).await;
             edge.worker.wake();
+            edge.worker.deadline_waits();
         }
         Reopening::WrongState(state) => {
             return Err(wrong_state(id, state, "is not one that failed or was cancelled"));
@@ -121,6 +122,7 @@ pub(super) async fn retry_many(
     let many = edge.store.reopen_many(which, edge.queue_limits(), edge.clock.now_ms()).await;
     let many = many.map_err(|fault| unread(edge, &fault))?;
     edge.worker.wake();
+    edge.worker.deadline_waits();
     Ok(told(edge, many, "jobs go back to the queue, by hand").await)
 }
 

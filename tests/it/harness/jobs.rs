@@ -58,11 +58,7 @@ pub(crate) async fn object(addr: SocketAddr, id: &str) -> Value {
 }
 
 /// Looks at a job until it is as wanted. Each look is a request, so this waits for foreman, not for the clock.
-pub(crate) async fn wait_for(
-    addr: SocketAddr,
-    id: &str,
-    wanted: impl Fn(&Value) -> bool,
-) -> Value {
+pub(crate) async fn wait_for(addr: SocketAddr, id: &str, wanted: impl Fn(&Value) -> bool) -> Value {
     let mut last = Value::Null;
     let found = tokio::time::timeout(DEADLINE, async {
         loop {
@@ -151,9 +147,8 @@ pub(crate) struct Event {
 
 impl Event {
     fn parse(text: &str) -> Option<Event> {
-        let field = |name: &str| {
-            text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
-        };
+        let field =
+            |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
         let data = field("data")?;
         Some(Event {
             id: field("id").map(|id| id.parse().unwrap()),

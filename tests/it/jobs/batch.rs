@@ -55,15 +55,15 @@ async fn a_batch_is_served_in_the_order_of_its_items() {
 async fn one_bad_item_harms_no_other() {
     let stub = Stub::start(stub_config(&["a"])).await;
     let foreman = Foreman::start(&stub).await.up().await;
-    let answer = post(&foreman, json!([chat("a", "x"), { "model": 1 }, chat("a", "y")]).to_string());
+    let answer =
+        post(&foreman, json!([chat("a", "x"), { "model": 1 }, chat("a", "y")]).to_string());
     let answer = answer.await;
     assert_eq!(answer.status, 202);
     let told = answer.json();
-    assert_eq!((&told["object"], &told["accepted"], &told["rejected"]), (
-        &json!("batch"),
-        &json!(2),
-        &json!(1)
-    ));
+    assert_eq!(
+        (&told["object"], &told["accepted"], &told["rejected"]),
+        (&json!("batch"), &json!(2), &json!(1))
+    );
     let items = items(&answer);
     assert_eq!(items[1]["error"]["type"], "/problems/invalid-job");
     assert_eq!(items[1]["error"]["errors"][0]["pointer"], "/model");
@@ -123,10 +123,10 @@ async fn a_queue_that_fills_up_in_a_batch_takes_what_it_has_room_for() {
         assert!(full["error"]["retry_after"].is_number());
     }
     let none = post(&foreman, json!(bodies).to_string()).await;
-    assert_eq!((none.status.as_u16(), none.header("content-type")), (
-        503,
-        Some("application/json; charset=utf-8")
-    ));
+    assert_eq!(
+        (none.status.as_u16(), none.header("content-type")),
+        (503, Some("application/json; charset=utf-8"))
+    );
     stub.release_tokens();
     for item in &items[..3] {
         done(foreman.addr, &id_of(item)).await;

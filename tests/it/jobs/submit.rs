@@ -61,7 +61,8 @@ async fn bytes_pass_unchanged_in_both_directions_of_every_endpoint() {
         let mut asked = upstream.next().await;
         assert!(asked.head.starts_with(&format!("POST {path} HTTP/1.1\r\n")), "{}", asked.head);
         assert_eq!(String::from_utf8_lossy(&asked.body), request, "{path}");
-        let answer = format!(" {{ \"model\" : \"a\",\"done\":true , \"of\":\"{path}\" }} \n");
+        let rest = r#""done":true , "stop_reason":"end_turn","model" : "a" "#;
+        let answer = format!(" {{ \"of\":\"{path}\",{rest}}} \n");
         let length = answer.len();
         let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json; x=y\r\nContent-Length";
         asked.write(format!("{head}: {length}\r\n\r\n{answer}")).await;
@@ -192,27 +193,34 @@ async fn each_fault_of_a_submission_is_told_at_its_place() {
     for (body, pointers) in [
         (json!([]), vec![""]),
         (json!({ "messages": [] }), vec!["/model"]),
-        (json!({ "model": 1, "messages": 2, "options": [] }), vec!["/messages", "/model", "/options"]),
-        (json!({ "model": "a", "priority": "soon", "run_at": "x", "deadline": 3 }), vec![
-            "/deadline", "/priority", "/run_at",
-        ]),
-        (json!({ "model": "a", "metadata": [], "idempotency_key": "" }), vec![
-            "/idempotency_key", "/metadata",
-        ]),
+        (
+            json!({ "model": 1, "messages": 2, "options": [] }),
+            vec!["/messages", "/model", "/options"],
+        ),
+        (
+            json!({ "model": "a", "priority": "soon", "run_at": "x", "deadline": 3 }),
+            vec!["/deadline", "/priority", "/run_at"],
+        ),
+        (
+            json!({ "model": "a", "metadata": [], "idempotency_key": "" }),
+            vec!["/idempotency_key", "/metadata"],
+        ),
         (json!({ "model": "a", "metadata": { "x": "y".repeat(16 * 1024) } }), vec!["/metadata"]),
         (json!({ "model": "a", "deadline": "2001-01-01T00:00:00Z" }), vec!["/deadline"]),
-        (json!({ "model": "a", "run_at": "2990-01-01T00:00:00Z", "deadline": "2980-01-01T00:00:00Z" }), vec![
-            "/deadline",
-        ]),
+        (
+            json!({ "model": "a", "run_at": "2990-01-01T00:00:00Z", "deadline": "2980-01-01T00:00:00Z" }),
+            vec!["/deadline"],
+        ),
         (json!({ "model": "a", "state_webhook_url": "ftp://x" }), vec!["/state_webhook_url"]),
         (json!({ "model": "a", "body": good }), vec!["/body"]),
         (json!({ "endpoint": "/api/chat" }), vec!["/body"]),
         (json!({ "endpoint": "/api/chat", "body": [] }), vec!["/body"]),
         (json!({ "endpoint": "/api/pull", "body": good }), vec!["/endpoint"]),
         (json!({ "endpoint": "/api/chat", "body": good, "a/b~c": 1 }), vec!["/a~1b~0c"]),
-        (json!({ "endpoint": "/api/chat", "body": { "model": "a", "messages": 1 } }), vec![
-            "/body/messages",
-        ]),
+        (
+            json!({ "endpoint": "/api/chat", "body": { "model": "a", "messages": 1 } }),
+            vec!["/body/messages"],
+        ),
     ] {
         let answer = try_submit(foreman.addr, &body).await;
         let problem = problem(&answer, 422, "invalid-job");
@@ -292,7 +300,8 @@ async fn foreman_refuses(foreman: &Foreman) {
 #[tokio::test]
 async fn without_the_token_nothing_is_taken_or_told() {
     let stub = Stub::start(stub_config(&["a"])).await;
-    let token = |raw: &mut foreman::config::Raw| raw.token = Some("sesame-sesame-sesame".to_owned());
+    let token =
+        |raw: &mut foreman::config::Raw| raw.token = Some("sesame-sesame-sesame".to_owned());
     let foreman = Foreman::start_with(&stub, token).await;
     problem(&try_submit(foreman.addr, &chat("a", "x")).await, 401, "unauthorised");
     let id = "01ARZ3NDEKTSV4RRFFQ69G5FAV";
