@@ -5,6 +5,7 @@ mod batch;
 mod events;
 mod looking;
 mod output;
+mod races;
 mod replaced;
 mod submit;
 mod times;
