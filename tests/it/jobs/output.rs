@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::json;
-use stub_ollama::Stub;
+use stub_ollama::{Action, Fault, Stub};
 use tokio::task::JoinHandle;
 
 use crate::harness::client::{Stream, chat, chat_unstreamed, post_stream};
@@ -257,4 +257,31 @@ async fn an_answer_is_whole_at_its_end_mark() {
     let follower = follow(foreman.addr, &id, "?stream=true").await.rest().await;
     assert!(follower.is_whole && follower.text().ends_with("\"done\":true}\n"));
     wait_for(foreman.addr, &id, |object| object["state"] == "done").await;
+}
+
+/// It is told as it came, once, and the stream does not end as a whole one.
+#[tokio::test]
+async fn an_error_of_ollamas_inside_a_stream_is_passed_on_and_cut() {
+    let stub = Stub::start(stub_config(&["a"])).await;
+    let foreman = Foreman::start(&stub).await.up().await;
+    let text = Some("no more of this".to_owned());
+    stub.faults(Fault::new(Action::ErrorAfterChunks { chunks: 3, text }).path("/api/chat"));
+    stub.hold_tokens();
+    let id = submit(foreman.addr, &chat("a", "x")).await;
+    let follower = tokio::spawn({
+        let (addr, id) = (foreman.addr, id.clone());
+        async move { follow(addr, &id, "?stream=true").await.rest().await }
+    });
+    stub.wait_until(|snapshot| snapshot.generating.len() == 1).await;
+    foreman.status().await;
+    stub.release_tokens();
+    let object = ended(foreman.addr, &id).await;
+    assert_eq!((&object["state"], &object["attempt"]), (&json!("failed"), &json!(1)));
+    assert_eq!(object["error"]["message"], "no more of this");
+    let got = follower.await.unwrap();
+    // It may have come too late for the stream.
+    if got.status == 200 {
+        assert!(!got.is_whole && got.text().matches("\"error\"").count() == 1, "{}", got.text());
+    }
+    problem(&output(foreman.addr, &id, "").await, 409, "no-answer");
 }

@@ -114,6 +114,24 @@ async fn a_job_that_runs_is_cut_at_its_deadline() {
     stub.wait_until(|snapshot| snapshot.counts.client_gone == 1).await;
 }
 
+/// A load may take minutes; it goes on for others. (The job failed only when it was over.)
+#[tokio::test]
+async fn a_job_that_loads_fails_at_its_deadline() {
+    let stub = Stub::start(stub_config(&["a"])).await;
+    let foreman = Foreman::start(&stub).await.up().await;
+    stub.hold_loads();
+    let id = submit(foreman.addr, &with(chat("a", "near"), "deadline", in_ms(300))).await;
+    wait_until_state(foreman.addr, &id, "loading").await;
+    let next = submit(foreman.addr, &chat("a", "next")).await;
+    let object = ended(foreman.addr, &id).await;
+    assert_eq!((&object["state"], &object["error"]["status"]), (&json!("failed"), &json!(504)));
+    stub.release_loads();
+    done(foreman.addr, &next).await;
+    let counts = stub.counts();
+    assert_eq!((counts.loads, counts.aborted_loads), (1, 0));
+    assert!(never_asked(&stub, "near"));
+}
+
 /// A job that goes back to the queue has its deadline still. (It was looked for only among those that waited at the last
 /// look, and so was noticed up to a minute late.)
 #[tokio::test]
