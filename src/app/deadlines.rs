@@ -14,11 +14,10 @@ const FAULT_PAUSE: Duration = Duration::from_secs(1);
 /// Looks at each deadline until the drain.
 pub(super) async fn run(edge: Arc<Edge>) {
     loop {
-        // Registered before the look: a nearer deadline that comes in between is not overlooked.
-        let nearer = edge.deadlines.notified();
         let pause = look(&edge).await;
         tokio::select! {
-            () = nearer => (),
+            // A nearer deadline that came during the look is told now.
+            () = edge.worker.new_deadline() => (),
             () = tokio::time::sleep(pause) => (),
             () = edge.tasks.draining() => return,
         }

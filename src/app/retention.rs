@@ -78,7 +78,10 @@ async fn remove_orphans(edge: &Edge) {
     let Ok(named) = edge.store.answer_files().await else { return };
     let named: HashSet<String> = named.into_iter().collect();
     for orphan in orphans.iter().filter(|name| !named.contains(*name)) {
-        remove(&folder.join(orphan)).await;
+        // A job that died with the last daemon may be running again meanwhile, and writes to the same name.
+        if orphan.parse().is_ok_and(|id| edge.worker.outputs().find(id).is_none()) {
+            remove(&folder.join(orphan)).await;
+        }
     }
 }
 

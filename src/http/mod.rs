@@ -33,7 +33,7 @@ use std::hash::RandomState;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Semaphore;
 
 use crate::clock::Clock;
 use crate::config::Config;
@@ -88,8 +88,6 @@ pub struct Edge {
     embeds_waiting: AtomicU64,
     /// Status documents being made: a crowd that asks must not take the worker's readers away.
     status_places: Semaphore,
-    /// A deadline may have come nearer.
-    pub deadlines: Notify,
     /// Memory for request bodies that are being read.
     body_budget: Arc<Semaphore>,
 }
@@ -110,7 +108,6 @@ impl Edge {
             chain_keys: RandomState::new(),
             embeds: Arc::new(Semaphore::new(config.embed_parallel)),
             embeds_waiting: AtomicU64::new(0),
-            deadlines: Notify::new(),
             status_places: Semaphore::new(own::STATUS_AT_ONCE),
             body_budget: Arc::new(body::budget(config.body_max)),
             config,

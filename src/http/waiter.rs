@@ -80,7 +80,7 @@ impl Drop for Waiter {
 const CANCEL_PAUSE: Duration = Duration::from_secs(1);
 
 /// Cancels a job whose client left while it waited.
-async fn cancel(edge: &Edge, id: JobId, output: &Output) -> Result<(), StoreError> {
+async fn cancel(edge: &Edge, id: JobId, output: &Arc<Output>) -> Result<(), StoreError> {
     fail_point::reach("cancel.before");
     match edge.store.cancel_waiting(id, edge.clock.now_ms()).await? {
         Cancellation::Cancelled => {

@@ -190,7 +190,7 @@ async fn put_back(
     tools: &Tools,
     handle: &WorkerHandle,
     claim: &Claim,
-    output: &Output,
+    output: &Arc<Output>,
     back: &GiveBack,
 ) -> Result<(), StoreError> {
     // Before the write: right after it the job may be claimed again.
@@ -199,6 +199,9 @@ async fn put_back(
     match tools.store.give_back(claim.seq, claim.lease_epoch, back.clone()).await {
         Ok(GaveBack::Queued) => {
             fail_point::reach("give_back.committed");
+            if claim.deadline_ms.is_some() {
+                handle.deadline_waits();
+            }
             Ok(())
         }
         Ok(GaveBack::Cancelled) => {

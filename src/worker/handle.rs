@@ -24,6 +24,7 @@ use super::outputs::Outputs;
 pub struct WorkerHandle {
     outputs: Arc<Outputs>,
     wake: Arc<Notify>,
+    deadlines: Arc<Notify>,
     counts: Arc<Counts>,
     chores: mpsc::Sender<Chore>,
     mind: Mind,
@@ -91,8 +92,8 @@ impl WorkerHandle {
         store: Store,
         tasks: Tasks,
     ) -> WorkerHandle {
-        let (wake, counts) = (Arc::default(), Arc::default());
-        WorkerHandle { outputs, wake, counts, chores, mind, store, tasks }
+        let (wake, deadlines, counts) = (Arc::default(), Arc::default(), Arc::default());
+        WorkerHandle { outputs, wake, deadlines, counts, chores, mind, store, tasks }
     }
 
     /// What was learned.
@@ -157,17 +158,27 @@ impl WorkerHandle {
         self.wake.notify_one();
     }
 
+    /// Tells whoever watches the deadlines of waiting jobs that one may have come to wait.
+    pub fn deadline_waits(&self) {
+        self.deadlines.notify_one();
+    }
+
+    /// Returns when one may have come to wait. Cancel-safe: what is told while nobody listens is told then.
+    pub async fn new_deadline(&self) {
+        self.deadlines.notified().await;
+    }
+
     /// The wake-up itself, for the worker's own waiting.
     pub(super) fn waking(&self) -> Arc<Notify> {
         Arc::clone(&self.wake)
     }
 
     /// Takes note of a job that was cancelled before the worker saw it, and tells whoever waits for it.
-    pub fn cancelled_waiting(&self, id: JobId, output: &Output) {
+    pub fn cancelled_waiting(&self, id: JobId, output: &Arc<Output>) {
         add(&self.counts.cancelled);
         self.mind.gave_up(id);
         output.end(End::Broken(Refusal::cancelled()));
-        self.outputs.forget(id);
+        self.outputs.forget_this(id, output);
     }
 
     /// Takes note of a job whose deadline passed before the worker saw it, and tells whoever waits for it.
@@ -176,7 +187,7 @@ impl WorkerHandle {
         self.mind.gave_up(id);
         if let Some(output) = self.outputs.find(id) {
             output.end(End::Broken(Refusal::late()));
-            self.outputs.forget(id);
+            self.outputs.forget_this(id, &output);
         }
     }
 

@@ -29,14 +29,15 @@ impl Outputs {
         Arc::clone(self.lock().entry(id).or_insert_with(made))
     }
 
-    /// The output for an attempt that begins: the one that somebody waits for, or a new one. One that has ended belongs to an
-    /// earlier round of a job that was reopened.
-    pub(super) fn begin(&self, id: JobId) -> Arc<Output> {
-        let output = self.open(id);
-        if !output.has_ended() {
-            return output;
+    /// The output for an attempt that begins: the one that others wait on, unless it is of an earlier life of the job. Who ends
+    /// a job writes the end before it tells it; a job that is tried again by hand in between may be claimed before the
+    /// output of its first life is forgotten.
+    pub(super) fn open_anew(&self, id: JobId) -> Arc<Output> {
+        let held = self.open(id);
+        if !held.is_in_flight() && !held.has_ended() {
+            return held;
         }
-        self.forget_this(id, &output);
+        self.forget_this(id, &held);
         self.open(id)
     }
 
@@ -72,22 +73,24 @@ impl Outputs {
 
 #[cfg(test)]
 mod tests {
-    use super::super::output::End;
+    use super::super::output::{End, Refusal};
     use super::*;
-    use ulid::Ulid;
 
-    /// A job was reopened in the moment between the record of its end and the forgetting of its output: the new attempt would
-    /// have written behind the old answer.
+    /// A job that was tried again by hand, right when it had ended, ran into the output of its first life: its answer was cut
+    /// short, or had the bytes of both.
     #[test]
-    fn an_attempt_never_writes_into_an_output_that_has_ended() {
-        let outputs = Outputs::new(PathBuf::new(), 1_000);
-        let id = JobId(Ulid::from_parts(1, 1));
-        let waited_for = outputs.open(id);
-        assert!(Arc::ptr_eq(&outputs.begin(id), &waited_for));
-        waited_for.end(End::Whole);
-        let fresh = outputs.begin(id);
-        assert!(!Arc::ptr_eq(&fresh, &waited_for) && !fresh.has_ended());
-        outputs.forget_this(id, &waited_for);
-        assert!(Arc::ptr_eq(&outputs.open(id), &fresh));
+    fn an_attempt_never_has_the_output_of_an_earlier_life() {
+        let outputs = Outputs::new(PathBuf::from("nowhere"), 1);
+        let id = JobId(ulid::Ulid::generate());
+        let waited_on = outputs.open(id);
+        assert!(Arc::ptr_eq(&outputs.open_anew(id), &waited_on));
+        waited_on.take_off(1, true);
+        let second = outputs.open_anew(id);
+        assert!(!Arc::ptr_eq(&second, &waited_on), "its end is not told yet");
+        waited_on.end(End::Broken(Refusal::cancelled()));
+        outputs.forget_this(id, &waited_on);
+        assert!(outputs.find(id).is_some_and(|held| Arc::ptr_eq(&held, &second)));
+        second.end(End::Whole);
+        assert!(!Arc::ptr_eq(&outputs.open_anew(id), &second));
     }
 }

@@ -1,5 +1,6 @@
 //! The loop: look, decide, act. It registers for the wake-up before it looks, so that no job is overlooked.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock;
@@ -9,8 +10,9 @@ use crate::domain::schedule::{Decision, Lane, Reason, decide};
 use crate::fail_point;
 use crate::store::{Claim, StoreError, WaitingLane};
 
-use super::Worker;
 use super::conclude::Conclusion;
+use super::output::Output;
+use super::{Hands, Worker};
 
 /// How old what ps said may be when a job is dispatched on it.
 const PS_FRESH_MS: i64 = 5_000;
@@ -171,7 +173,7 @@ impl Worker {
         let claim = self.claim(lane.to_string(), class, Event::ClaimToWork).await?;
         let Some(claim) = claim else { return Ok(Turn::Acted) };
         tracing::debug!(job.id = %claim.id, job.lane = %lane, reason = reason.name(), "job claimed");
-        let output = self.hands.handle.outputs().begin(claim.id);
+        let output = self.hands.handle.outputs().open_anew(claim.id);
         output.take_off(claim.lease_epoch, claim.is_async);
         self.take_off(claim, lane, 0);
         Ok(Turn::Acted)
@@ -186,7 +188,7 @@ impl Worker {
     ) {
         let hands = &self.hands;
         tracing::debug!(job.id = %claim.id, load.key = %load, reason = reason.name(), "job claimed to load");
-        let output = hands.handle.outputs().begin(claim.id);
+        let output = hands.handle.outputs().open_anew(claim.id);
         output.take_off(claim.lease_epoch, claim.is_async);
         let began_ms = hands.now_ms();
         if output.is_abandoned() {
@@ -198,8 +200,7 @@ impl Worker {
             hands.conclude(claim, output, Conclusion::late()).await;
             return;
         }
-        if let Err(conclusion) = hands.swap(unload, load, reason).await {
-            hands.conclude(claim, output, conclusion).await;
+        if !hands.swap_for(&claim, &output, (unload, load, reason)).await {
             return;
         }
         let now_ms = hands.now_ms();
@@ -245,6 +246,32 @@ impl Worker {
         let next = next_ready.into_iter().chain(until_ms).min();
         let wait_ms = next.map_or(i64::MAX, |at_ms| (at_ms - now_ms).max(1));
         Ok(Duration::from_millis(u64::try_from(wait_ms).unwrap_or(1)))
+    }
+}
+
+impl Hands {
+    /// Swaps for a claimed job. `false` if the job is concluded by then: the swap failed, or its deadline passed.
+    async fn swap_for(
+        &self,
+        claim: &Claim,
+        output: &Arc<Output>,
+        (unload, load, reason): (&[ModelName], &LoadKey, Reason),
+    ) -> bool {
+        let conclude = |conclusion| self.conclude(claim.clone(), Arc::clone(output), conclusion);
+        let swapping = self.swap(unload, load, reason);
+        tokio::pin!(swapping);
+        tokio::select! {
+            swapped = &mut swapping => match swapped {
+                Ok(_) => return true,
+                Err(conclusion) => conclude(conclusion).await,
+            },
+            () = self.deadline(claim.deadline_ms) => {
+                conclude(Conclusion::late()).await;
+                // The load itself is not given up: Ollama is in the middle of it, and others may want the model.
+                drop(swapping.await);
+            }
+        }
+        false
     }
 }
 

@@ -18,6 +18,7 @@ mod crash;
 mod embeds;
 mod equality;
 mod failure;
+mod jobs;
 mod leaving;
 mod lives;
 mod pass;

@@ -73,6 +73,7 @@ pub(super) async fn retry(
             tracing::info!(job.id = %id, "job goes back to the queue, by hand");
             remove(edge, &file.into_iter().collect::<Vec<_>>()).await;
             edge.worker.wake();
+            edge.worker.deadline_waits();
         }
         Reopening::WrongState(state) => {
             return Err(wrong_state(id, state, "is not one that failed or was cancelled"));
@@ -129,6 +130,7 @@ pub(super) async fn retry_many(
         }
     }
     edge.worker.wake();
+    edge.worker.deadline_waits();
     Ok(told(edge, all, "jobs go back to the queue, by hand").await)
 }
 

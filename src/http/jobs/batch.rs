@@ -102,7 +102,7 @@ async fn admit_all(
             "jobs submitted in a batch"
         );
         edge.worker.submitted(last_seq);
-        edge.deadlines.notify_one();
+        edge.worker.deadline_waits();
     }
     Ok(())
 }

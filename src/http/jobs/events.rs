@@ -168,13 +168,22 @@ impl Feed {
         loop {
             tokio::select! {
                 event = self.live.recv() => match event {
-                    Ok(event) => self.tell(&event).await?,
+                    Ok(event) => self.tell_next(&event).await?,
                     Err(RecvError::Lagged(_)) => self.catch_up().await?,
                     Err(RecvError::Closed) => return Ok(()),
                 },
                 _ = self.pace.tick() => self.tell_progress().await?,
             }
         }
+    }
+
+    /// Tells a live change. Where numbers are left out before it, changes were dropped with their jobs before anybody could
+    /// be told: the log knows.
+    async fn tell_next(&mut self, event: &Transition) -> Result<(), Ended> {
+        if self.of.is_none() && event.event > self.after.saturating_add(1) {
+            self.catch_up().await?;
+        }
+        self.tell(event).await
     }
 
     /// Reads from the log what was not told yet.

@@ -64,7 +64,7 @@ pub(super) async fn output(
             Reached::Ended(job) => return Err(no_answer(&job)),
             Reached::Open(_, job) if !wanted.is_followed => return Err(not_finished(&job)),
             Reached::Open(output, job) => {
-                require_attempt(&job, output.timings().attempt, &wanted)?;
+                require_attempt(&job, current(&job, &output), &wanted)?;
                 let opening = tokio::select! {
                     opening = output.opening() => opening,
                     () = stopped_while_waiting(edge, &output) => return Err(stopping()),
@@ -79,6 +79,14 @@ pub(super) async fn output(
     }
     let text = format!("job {id} changes too fast to be followed; try again");
     Err(Problem::new(Code::NotFinished, text).job(id).retry_after(1))
+}
+
+/// The attempt of an open job; 0 while it waits. One that was claimed has its number before its output does.
+fn current(job: &JobView, output: &Output) -> i64 {
+    match (output.timings().attempt, job.state) {
+        (0, State::Loading | State::Working) => job.attempt,
+        (attempt, _) => attempt,
+    }
 }
 
 /// The attempt asked for must be the current one.
@@ -99,10 +107,12 @@ fn replaced(job: &JobView, wanted: i64, current: i64) -> Problem {
             "attempt {wanted} of job {id} is not its current one, which is {current}; what came of it is void, begin anew"
         ),
     };
-    let attempt = if current == 0 { job.attempt } else { current };
-    Problem::new(Code::AttemptReplaced, text)
-        .job(id)
-        .attempt(u32::try_from(attempt).unwrap_or(u32::MAX))
+    let problem = Problem::new(Code::AttemptReplaced, text).job(id);
+    match u32::try_from(current) {
+        // To name the last one would send the client back to it.
+        Ok(0) | Err(_) => problem,
+        Ok(current) => problem.attempt(current),
+    }
 }
 
 fn beyond(job: &JobView, BeyondEnd(bytes): BeyondEnd) -> Problem {

@@ -184,7 +184,7 @@ async fn admit(edge: &Edge, job: NewJob) -> Result<Taken, Problem> {
             job.client = %client, "job submitted");
         new.seq = seq;
         edge.worker.submitted(seq);
-        edge.deadlines.notify_one();
+        edge.worker.deadline_waits();
     }
     let id = new.id;
     taken(admission, id, Some(new))

@@ -55,6 +55,10 @@ impl Follower {
         let mut follower = Follower::new(output, attempt);
         let output = Arc::clone(&follower.output);
         let inner = output.lock();
+        if inner.timings.attempt != attempt {
+            // Replaced meanwhile: how far it came does not matter any more, and `next` tells.
+            return Ok(follower);
+        }
         if offset > inner.bytes {
             return Err(BeyondEnd(inner.bytes));
         }

@@ -159,3 +159,15 @@ async fn a_late_write_of_a_replaced_attempt_leaves_nothing_behind() {
     assert_eq!(output.in_memory(), Some(Bytes::from_static(b"second")));
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }
+
+/// A follower whose attempt was replaced right before it began was told that the answer is not as long.
+#[tokio::test]
+async fn an_offset_into_a_replaced_attempt_is_told_as_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = Arc::new(Output::new(folder.path().join("x"), 100));
+    output.take_off(2, true);
+    let mut follower = Follower::behind(Arc::clone(&output), 1, 50).unwrap();
+    let Next::End(End::Broken(refusal)) = follower.next().await else { panic!("it goes on") };
+    assert!(refusal.text.contains("attempt 1 ended"), "{}", refusal.text);
+    assert_eq!(Follower::behind(output, 2, 50).unwrap_err(), BeyondEnd(0));
+}
