@@ -210,7 +210,8 @@ async fn every_metadata_route_answers_as_ollama_does() {
         "/v1/chat/completions",
         "/v1/messages",
         "/api/blobs/x",
-        "/jobs/x",
+        "/jobsx",
+        "/eventsx/1",
     ]
     .map(get)
     .to_vec();
