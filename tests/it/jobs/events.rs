@@ -1,5 +1,7 @@
 //! Being told: each change of state once, in order, without a gap, over lost connections, purges and restarts.
 
+use std::net::SocketAddr;
+
 use serde_json::json;
 use stub_ollama::{Action, Fault, Stub};
 
@@ -72,15 +74,17 @@ async fn a_retry_by_hand_goes_on_in_the_events() {
     assert_eq!(all, [first, second].concat());
 }
 
+const DAY_JOBS: usize = 12;
+
 /// Some jobs, ended in several ways.
 async fn some_day(foreman: &Foreman) -> usize {
     let addr = foreman.addr;
     let mut jobs = Vec::new();
-    for number in 0..12 {
+    for number in 0..DAY_JOBS {
         let model = if number % 4 == 3 { "nobody" } else { "a" };
         jobs.push(submit(addr, &chat(model, "x")).await);
     }
-    drop(act(addr, &jobs[11], "cancel").await);
+    drop(act(addr, &jobs[DAY_JOBS - 1], "cancel").await);
     for id in &jobs {
         ended(addr, id).await;
     }
@@ -92,8 +96,7 @@ async fn read(events: &mut Events, ends: usize) -> Vec<Event> {
     let (mut read, mut ended) = (Vec::new(), 0);
     while ended < ends {
         let event = events.next_change().await.expect("the stream of events ended");
-        let state = event.data["state"].as_str().unwrap_or_default();
-        ended += usize::from(matches!(state, "done" | "failed" | "cancelled"));
+        ended += usize::from(is_end(&event));
         read.push(event);
     }
     read
@@ -118,34 +121,36 @@ async fn all_subscribers_hear_the_same() {
     assert_eq!(read(&mut replay, jobs).await, told[0], "a replay tells the same");
 }
 
+/// Whether an event is the end of a job.
+fn is_end(event: &Event) -> bool {
+    matches!(event.kind.as_str(), "job.done" | "job.failed" | "job.cancelled")
+}
+
+/// Reads from the first event on, on a new connection every few events, until all jobs of a day have ended.
+async fn come_back(addr: SocketAddr, mut random: Random) -> Vec<Event> {
+    let mut heard: Vec<Event> = Vec::new();
+    while heard.iter().filter(|event| is_end(event)).count() < DAY_JOBS {
+        let after = heard.last().map_or(Some(0), |event| event.id);
+        let mut events = Events::open(addr, "/events", after).await;
+        let left = DAY_JOBS - heard.iter().filter(|event| is_end(event)).count();
+        let more = usize::try_from(random.below(6)).unwrap() + 1;
+        // As many events as are sure to come.
+        heard.extend(events.changes(more.min(left)).await);
+    }
+    heard
+}
+
 /// Property: whoever drops at any event and comes back hears the rest, without a gap or a double, while things go on.
 #[tokio::test]
 async fn who_comes_back_has_neither_a_gap_nor_a_double() {
     let seed = 99;
     println!("seed {seed}");
-    let mut random = Random::new(seed, 0);
+    let random = Random::new(seed, 0);
     let stub = Stub::start(stub_config(&["a"])).await;
     let foreman = Foreman::start(&stub).await.up().await;
     let mut steady = Events::open(foreman.addr, "/events", None).await;
     let addr = foreman.addr;
-    let (mut broken, mut after) = (Vec::new(), Some(0));
-    let coming_back = tokio::spawn(async move {
-        let mut ends = 0;
-        while ends < 12 {
-            let mut events = Events::open(addr, "/events", after).await;
-            for _ in 0..=random.below(6) {
-                let event = events.next_change().await.unwrap();
-                after = event.id;
-                let state = event.data["state"].as_str().unwrap();
-                ends += usize::from(matches!(state, "done" | "failed" | "cancelled"));
-                broken.push(event);
-                if ends == 12 {
-                    break;
-                }
-            }
-        }
-        broken
-    });
+    let coming_back = tokio::spawn(come_back(addr, random));
     let jobs = some_day(&foreman).await;
     let all = read(&mut steady, jobs).await;
     let broken = tokio::time::timeout(DEADLINE, coming_back).await.unwrap().unwrap();
@@ -214,6 +219,15 @@ async fn events_that_went_with_their_jobs_are_told_as_lost() {
     assert_eq!(read(&mut events, 1).await, second);
 }
 
+async fn next_progress(events: &mut Events) -> Event {
+    loop {
+        let event = events.next().await.unwrap();
+        if event.kind == "job.progress" {
+            return event;
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_job_that_runs_tells_of_its_progress() {
     let stub = Stub::start(stub_config(&["a"])).await;
@@ -223,12 +237,7 @@ async fn a_job_that_runs_tells_of_its_progress() {
         let mut events = Events::open(foreman.addr, &path, None).await;
         let mut seen = 0;
         for _ in 0..2 {
-            let progress = loop {
-                let event = events.next().await.unwrap();
-                if event.kind == "job.progress" {
-                    break event;
-                }
-            };
+            let progress = next_progress(&mut events).await;
             assert_eq!((progress.id, &progress.data["job_id"]), (None, &json!(id)));
             assert_eq!(progress.data["attempt"], 1);
             let bytes = progress.data["bytes"].as_u64().unwrap();

@@ -50,6 +50,10 @@ async fn a_retry_right_at_the_end_has_an_answer_of_its_own() {
     }
 }
 
+async fn delete_when_it_can(addr: SocketAddr, id: String) {
+    while send(addr, "DELETE", &format!("/jobs/{id}"), "").await.status == 409 {}
+}
+
 /// A job that is deleted in the moment in which it ends has told of its end, or its events are told as lost. (Where both were
 /// written in one transaction, live subscribers heard nothing of it.)
 #[tokio::test]
@@ -61,12 +65,7 @@ async fn a_delete_right_at_the_end_leaves_no_silent_gap() {
     let mut jobs = Vec::new();
     for _ in 0..60 {
         let id = submit(addr, &generate("a", 2)).await;
-        let deleting = (0..4).map(|_| {
-            let path = format!("/jobs/{id}");
-            tokio::spawn(
-                async move { while send(addr, "DELETE", &path, "").await.status == 409 {} },
-            )
-        });
+        let deleting = (0..4).map(|_| tokio::spawn(delete_when_it_can(addr, id.clone())));
         for deleting in deleting.collect::<Vec<_>>() {
             timeout(DEADLINE, deleting).await.unwrap().unwrap();
         }
