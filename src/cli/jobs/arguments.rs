@@ -31,7 +31,7 @@ pub(in crate::cli) struct Submit {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["batch", "model"])]
     pub(super) body: Option<PathBuf>,
     /// The route of the body, such as /v1/chat/completions
-    #[arg(long, value_name = "PATH", requires = "body")]
+    #[arg(long, value_name = "PATH", requires = "body", conflicts_with = "model")]
     pub(super) endpoint: Option<String>,
     /// interactive, normal or batch [default: normal]
     #[arg(long, value_name = "CLASS", conflicts_with = "batch")]

@@ -135,7 +135,7 @@ mod tests {
         assert_eq!(lines.lines().count(), 1);
         assert!(lines.trim_end().chars().count() <= WIDTH, "{lines}");
         assert!(lines.starts_with(
-            "01M81C42P8N9FJDFDNSYQGRF72 failed    interactive  1m01s     3 registry.example/some/ve… line break"
+            "01M81C42P8N9FJDFDNSYQGRF72 failed    interactive  1m01s     3 registry.example/some/v… line break"
         ), "{lines}");
         assert_eq!(head().find("model"), lines.find("registry"));
     }
