@@ -61,6 +61,7 @@ done
 export NO_PROXY='*' no_proxy='*' PYTHONDONTWRITEBYTECODE=1
 
 folder=$(mktemp -d)
+touch "$folder/stub.log" "$folder/foreman.log"
 pids=()
 finish() {
     for pid in "${pids[@]}"; do
