@@ -2,14 +2,16 @@
 //! the jobs model by model.
 //!
 //! The map is in ARCHITECTURE.md; in short, imports go one way:
-//! [`domain`] (pure) → [`clock`], [`shutdown`], [`guard`], [`replay`] → [`store`], [`ollama`] → [`config`], [`worker`] → [`http`] →
+//! [`domain`] (pure) → [`clock`], [`fail_point`], [`shutdown`], [`guard`], [`replay`] → [`store`], [`ollama`] → [`config`], [`worker`] → [`http`] →
 //! [`app`] → [`cli`].
 
 pub mod app;
 pub mod cli;
 pub mod clock;
+pub mod completion;
 pub mod config;
 pub mod domain;
+pub mod fail_point;
 pub mod guard;
 pub mod http;
 pub mod ollama;

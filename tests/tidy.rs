@@ -9,28 +9,54 @@ use std::path::{Path, PathBuf};
 /// The rooms of the house, from the pure middle to the edges. A room may import only rooms listed before it.
 const ROOMS: &[Room] = &[
     Room { name: "domain", may_import: &[], owns: &[] },
-    Room { name: "clock", may_import: &[], owns: &[] },
+    Room { name: "clock", may_import: &[], owns: &["jiff"] },
+    Room { name: "fail_point", may_import: &[], owns: &[] },
     Room { name: "shutdown", may_import: &[], owns: &["tokio_util::task"] },
     Room { name: "guard", may_import: &[], owns: &[] },
     Room { name: "replay", may_import: &["domain"], owns: &[] },
-    Room { name: "store", may_import: &["domain"], owns: &["rusqlite"] },
+    Room {
+        name: "store",
+        may_import: &["domain", "clock", "fail_point"],
+        owns: &["rusqlite", "rustix"],
+    },
     Room { name: "ollama", may_import: &["domain"], owns: &["hyper_util::client"] },
+    Room { name: "completion", may_import: &["store", "ollama"], owns: &[] },
     Room { name: "config", may_import: &["domain", "guard", "ollama"], owns: &["dirs"] },
     Room {
         name: "worker",
-        may_import: &["domain", "clock", "shutdown", "store", "ollama"],
+        may_import: &["domain", "clock", "fail_point", "shutdown", "store", "ollama"],
         owns: &["backoff"],
     },
     Room {
         name: "http",
         may_import: &[
-            "domain", "clock", "shutdown", "guard", "replay", "store", "ollama", "config", "worker",
+            "domain",
+            "clock",
+            "fail_point",
+            "shutdown",
+            "guard",
+            "replay",
+            "store",
+            "ollama",
+            "completion",
+            "config",
+            "worker",
         ],
         owns: &["hyper::server", "subtle"],
     },
     Room {
         name: "app",
-        may_import: &["clock", "shutdown", "guard", "store", "ollama", "config", "worker", "http"],
+        may_import: &[
+            "clock",
+            "fail_point",
+            "shutdown",
+            "guard",
+            "store",
+            "ollama",
+            "config",
+            "worker",
+            "http",
+        ],
         owns: &["gethostname"],
     },
     Room {
@@ -137,6 +163,21 @@ fn files_say_what_they_are_for_and_stay_small() {
         }
     }
     assert!(faults.is_empty(), "\n{}\n", faults.join("\n"));
+}
+
+/// A name in the list that is nowhere in the source would be a death nobody tests.
+#[test]
+fn each_fail_point_is_placed_and_listed() {
+    let mut placed: Vec<String> = sources()
+        .iter()
+        .flat_map(|source| code_lines(&source.text))
+        .filter_map(|(_, code)| code.split_once("fail_point::reach(\"")?.1.split_once('"'))
+        .map(|(name, _)| name.to_owned())
+        .collect();
+    placed.sort_unstable();
+    let mut listed = foreman::fail_point::ALL.to_vec();
+    listed.sort_unstable();
+    assert_eq!(placed, listed);
 }
 
 /// The first name after each `crate::`, groups included, with the line it stands on.

@@ -1,6 +1,8 @@
 //! The composition root: from a checked configuration to a running daemon, and through its stop. Nothing else builds
 //! these parts.
 
+mod deadlines;
+mod disk;
 mod monitor;
 mod retention;
 
@@ -14,6 +16,7 @@ use tokio::sync::mpsc;
 
 use crate::clock::Clock;
 use crate::config::{Beside, Config};
+use crate::fail_point;
 use crate::guard::Guard;
 use crate::http::{Edge, accept};
 use crate::ollama::client::Ollama;
@@ -84,6 +87,7 @@ impl App {
             .local_addr()
             .map_err(|fault| StartError::Listen { addr: config.addr, fault })?;
         let store = open_store(&config, &clock)?;
+        store.keep_free(config.free_min);
         let token = config.ollama_token.as_ref().map(|token| token.expose());
         let ollama = Ollama::new(config.ollama_url.clone(), token).map_err(StartError::Config)?;
         let (inventory, poller) = Inventory::new();
@@ -142,6 +146,9 @@ impl App {
         });
         tasks.spawn_vital("monitor", monitor::run(Arc::clone(&edge)));
         tasks.spawn(retention::run(Arc::clone(&edge)));
+        tasks.spawn_vital("disk", disk::run(Arc::clone(&edge)));
+        tasks.spawn(disk::mourn(Arc::clone(&edge)));
+        tasks.spawn_vital("deadlines", deadlines::run(Arc::clone(&edge)));
         tasks.spawn_vital("tether", monitor::hold_tether(Arc::clone(&edge)));
         tasks.spawn_vital("worker", worker.run());
         tasks.spawn_vital("accept", accept::serve(Arc::clone(&edge), listener));
@@ -153,7 +160,9 @@ impl App {
             grace.s = edge.config.shutdown_grace.as_secs(),
             "stopping: no new work, finishing what runs"
         );
+        fail_point::reach("shutdown.begun");
         let stopped = drain(&tasks, edge.config.shutdown_grace, &mut stops).await;
+        fail_point::reach("shutdown.drained");
         edge.store.close().await;
         let stopped = if edge.is_misled.load(Ordering::SeqCst) {
             Stopped::Misled

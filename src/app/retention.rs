@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock;
+use crate::fail_point;
 use crate::http::Edge;
 use crate::store::EndedBefore;
 
@@ -39,6 +40,9 @@ async fn sweep(edge: &Edge) -> bool {
     };
     match edge.store.sweep(before, now_ms).await {
         Ok(swept) => {
+            if swept.jobs > 0 {
+                fail_point::reach("sweep.committed");
+            }
             let folder = edge.store.answers_folder();
             for name in &swept.files {
                 remove(&folder.join(name)).await;
@@ -63,7 +67,8 @@ async fn remove_orphans(edge: &Edge) {
     while let Ok(Some(entry)) = entries.next_entry().await {
         let name = entry.file_name().to_string_lossy().into_owned();
         // What is not named as a job is not foreman's; what an open job writes is no orphan.
-        if let Ok(id) = name.parse()
+        let id = name.split('.').next().unwrap_or_default();
+        if let Ok(id) = id.parse()
             && edge.worker.outputs().find(id).is_none()
         {
             orphans.push(name);

@@ -68,6 +68,9 @@ pub(super) struct Serve {
     /// The database file [default: foreman/foreman.db in the state directory]
     #[arg(long, env = "FOREMAN_DB", value_name = "FILE")]
     db: Option<String>,
+    /// Free disk space below which nothing new is taken; 0 is off [default: 256MiB]
+    #[arg(long, env = "FOREMAN_FREE_MIN", value_name = "SIZE")]
+    free_min: Option<String>,
     /// Bearer token asked of clients [default: none]
     #[arg(long, env = "FOREMAN_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     token: Option<String>,
@@ -280,6 +283,7 @@ impl Serve {
             ollama_url: self.ollama_url.clone(),
             ollama_token: self.ollama_token.clone(),
             db: self.db.clone(),
+            free_min: self.free_min.clone(),
             token: self.token.clone(),
             origins: self.origins.clone(),
             keep_alive: self.keep_alive.clone(),

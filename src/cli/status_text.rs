@@ -26,6 +26,7 @@ pub(super) fn render(document: &Value, addr: SocketAddr) -> String {
     resident(&mut page, document, now);
     running(&mut page, document);
     queue(&mut page, &document["queue"]);
+    disk(&mut page, &document["disk"]);
     loads(&mut page, &document["loads"]);
     let counts = &document["since_start"];
     let count = |name: &str| counts[name].as_u64().unwrap_or(0);
@@ -39,6 +40,19 @@ pub(super) fn render(document: &Value, addr: SocketAddr) -> String {
         count("retries")
     ));
     page.into_text()
+}
+
+/// Nothing where there is room: that is how it should be.
+fn disk(page: &mut Page, disk: &Value) {
+    const MIB: u64 = 1024 * 1024;
+    let mib = |name: &str| disk[name].as_u64().unwrap_or(0) / MIB;
+    if disk["has_room"] == false {
+        page.line(&format!(
+            "disk         full: {} MiB free, {} MiB needed; new jobs are refused",
+            mib("free_bytes"),
+            mib("free_min_bytes")
+        ));
+    }
 }
 
 /// A page as it grows.
@@ -218,6 +232,7 @@ mod tests {
             "running": [{ "id": "01J00000000000000000000000", "state": "working", "lane": lane, "attempt": 1,
                           "running_for_ms": 4_000, "queued_for_ms": 61_000, "answer_bytes": 120 }],
             "queue": { "depth": 3, "lanes": [{ "lane": lane, "position": 1, "depth": 3, "delayed": 1, "oldest_age_ms": 90_000 }] },
+            "disk": { "free_bytes": 5_242_880, "free_min_bytes": 268_435_456, "has_room": false },
             "loads": { "jobs": 5, "loads": 2, "bound": 2, "ratio": 1.0, "late": 0 },
             "since_start": { "loads": 2, "swaps": 1, "done": 5, "failed": 0, "cancelled": 1, "retries": 0 },
         });
@@ -225,6 +240,10 @@ mod tests {
         assert!(page.lines().all(|line| line.chars().count() <= WIDTH), "{page}");
         assert!(page.contains("up 2m00s"), "{page}");
         assert!(page.contains("2 for the last 5 jobs, at least 2 needed"), "{page}");
+        assert!(
+            page.contains("disk         full: 5 MiB free, 256 MiB needed; new jobs are refused"),
+            "{page}"
+        );
         assert!(page.contains("2 loads (1 swaps), 5 done"), "{page}");
         let columns = [
             "             #  waiting  oldest  load key",

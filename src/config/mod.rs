@@ -18,8 +18,8 @@ use classes::max_queue;
 pub use policy::policy;
 pub use values::{Duplicates, HoldSetting, address};
 use values::{
-    attempts, bytes, count, database, duplicates, duration, keep_alive, model, origins, positive,
-    secret, upstream,
+    attempts, bytes, count, database, duplicates, duration, floor, keep_alive, model, origins,
+    positive, secret, upstream,
 };
 
 /// The listening address when none is given: loopback, one above Ollama's own port.
@@ -48,6 +48,8 @@ pub struct Config {
     pub poll_interval: Duration,
     /// Tries per job.
     pub max_attempts: u32,
+    /// Free bytes on the database's file system below which nothing new is taken; 0 is off.
+    pub free_min: u64,
     /// How long a finished job and its answer are kept.
     pub job_ttl: Duration,
     /// How long a failed job is kept.
@@ -116,6 +118,8 @@ pub struct Raw {
     pub ollama_token: Option<String>,
     /// `FOREMAN_DB`
     pub db: Option<String>,
+    /// `FOREMAN_FREE_MIN`
+    pub free_min: Option<String>,
     /// `FOREMAN_TOKEN`
     pub token: Option<String>,
     /// `OLLAMA_ORIGINS`
@@ -230,6 +234,7 @@ fn read(raw: &Raw, faults: &mut Faults) -> Option<Config> {
     let url = faults.read("FOREMAN_OLLAMA_URL", raw.ollama_url.as_ref(), "", upstream);
     let ollama_token = faults.read("FOREMAN_OLLAMA_TOKEN", raw.ollama_token.as_ref(), "", secret);
     let db = faults.read("FOREMAN_DB", raw.db.as_ref(), "", database);
+    let free_min = faults.read("FOREMAN_FREE_MIN", raw.free_min.as_ref(), "256MiB", floor);
     let token = faults.read("FOREMAN_TOKEN", raw.token.as_ref(), "", secret);
     let origins = faults.read("OLLAMA_ORIGINS", raw.origins.as_ref(), "", origins);
     let keep_alive = faults.read("FOREMAN_KEEP_ALIVE", raw.keep_alive.as_ref(), "-1", keep_alive);
@@ -255,6 +260,7 @@ fn read(raw: &Raw, faults: &mut Faults) -> Option<Config> {
         ollama_url: url?,
         ollama_token: ollama_token?,
         db: db?,
+        free_min: free_min?,
         token: token?,
         origins: origins?,
         keep_alive: keep_alive?,

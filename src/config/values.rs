@@ -177,6 +177,15 @@ pub(super) fn parallel(text: &str) -> Result<usize, String> {
     number.ok_or_else(|| format!("a whole number from 1 to {PARALLEL_MAX}"))
 }
 
+/// A size, or `0` for none.
+pub(super) fn floor(text: &str) -> Result<u64, String> {
+    if text == "0" {
+        Ok(0)
+    } else {
+        bytes(text).map_err(|allowed| format!("0 (off), or {allowed}"))
+    }
+}
+
 pub(super) fn bytes(text: &str) -> Result<u64, String> {
     const ALLOWED: &str = "a size such as 64MiB, 4GiB or a number of bytes, at least 1KiB";
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
@@ -221,6 +230,8 @@ mod tests {
         assert_eq!(bytes("4GiB"), Ok(4 * 1024 * MIB));
         assert_eq!(bytes("2048"), Ok(2048));
         assert!(bytes("10").is_err());
+        assert_eq!((floor("0"), floor("1MiB")), (Ok(0), Ok(MIB)));
+        assert!(floor("-1").unwrap_err().starts_with("0 (off), or a size such as"));
         assert_eq!(duration("90"), Ok(Duration::from_secs(90)));
         assert_eq!(duration("10m"), Ok(Duration::from_secs(600)));
     }

@@ -13,8 +13,11 @@ pub enum Route {
     Embed(Dialect),
     /// Metadata and anything unknown: relayed as it is, with what it may change at the upstream.
     Pass(Effect),
-    /// Foreman's own surface.
+    /// Foreman's own surface: what it says of itself.
     Own(Own),
+    /// `/jobs`, `/events`, `/deliveries` and what is below them, with any method: the asynchronous surface, and its
+    /// description at `/openapi.json`.
+    Jobs,
 }
 
 /// What a relayed request may change at the upstream once it has been answered.
@@ -66,8 +69,18 @@ pub fn route(method: &str, path: &str) -> Route {
         ("GET" | "HEAD", "/readyz") => Route::Own(Own::Ready),
         ("GET" | "HEAD", "/status") => Route::Own(Own::Status),
         ("GET" | "HEAD", "/trace") => Route::Own(Own::Trace),
+        (_, path) if is_of_jobs(path) => Route::Jobs,
         _ => Route::Pass(Effect::None),
     }
+}
+
+/// Whether a path is of the asynchronous surface. Ollama has none that begins so.
+fn is_of_jobs(path: &str) -> bool {
+    const ROOTS: [&str; 3] = ["/jobs", "/events", "/deliveries"];
+    let is_below = |root: &&str| {
+        path.strip_prefix(*root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    path == "/openapi.json" || ROOTS.iter().any(is_below)
 }
 
 /// The methods Ollama allows on a path of its own, for the `Allow` header of a preflight answer, which it sends with every
@@ -84,7 +97,7 @@ pub fn allowed_methods(path: &str) -> Option<&'static str> {
             Route::Queued(_)
             | Route::Embed(_)
             | Route::Pass(Effect::Inventory | Effect::Replacement) => Some("POST"),
-            Route::Pass(Effect::None | Effect::Removal) | Route::Own(_) => None,
+            Route::Pass(Effect::None | Effect::Removal) | Route::Own(_) | Route::Jobs => None,
         },
     }
 }

@@ -10,6 +10,7 @@ use crate::domain::dialect::{Dialect, ErrorShape};
 use crate::ollama::client::full_body;
 
 use super::Response;
+use super::problem::Problem;
 
 /// An error foreman tells by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +43,17 @@ impl Told {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
+    }
+}
+
+/// A problem of foreman's own, on a route of others.
+impl From<Problem> for Told {
+    fn from(problem: Problem) -> Told {
+        Told {
+            status: problem.code.status(),
+            text: problem.detail,
+            retry_after_s: problem.retry_after_s.map(u64::from),
+        }
     }
 }
 

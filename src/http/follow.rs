@@ -12,20 +12,20 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::Response as HttpResponse;
 use hyper::StatusCode;
-use hyper::body::{Body as HttpBody, Frame};
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::domain::dialect::Dialect;
 use crate::domain::job::JobId;
-use crate::ollama::client::BodyError;
+use crate::ollama::client::{Body, BodyError};
 use crate::worker::output::{End, Follower, Head, Next, Refusal, Timings};
 
 use super::Response;
 use super::error::in_stream;
 use super::headers;
 use super::outflow::Outflow;
-use super::queued::Waiter;
 use super::records::Records;
+use super::waiter::Waiter;
 
 const JOB_ID: HeaderName = HeaderName::from_static("x-foreman-job-id");
 const QUEUE_MS: HeaderName = HeaderName::from_static("x-foreman-queue-ms");
@@ -42,7 +42,7 @@ pub(super) fn answer(
     let follower = Follower::new(Arc::clone(&waiter.output), timings.attempt);
     let body = FollowBody {
         dialect,
-        waiter,
+        waiter: Some(waiter),
         outflow,
         records: Records::new(&head),
         step: Step::Reading(Box::pin(read(follower))),
@@ -54,6 +54,28 @@ pub(super) fn answer(
     response.headers_mut().insert(QUEUE_MS, HeaderValue::from(timings.queue_ms));
     response.headers_mut().insert(LOAD_MS, HeaderValue::from(timings.load_ms));
     response
+}
+
+/// The rest of an answer that comes, for somebody who only looks: their leaving means nothing to the job.
+pub(super) fn observed(
+    dialect: Dialect,
+    follower: Follower,
+    head: &Head,
+    outflow: Outflow,
+) -> Body {
+    let body = FollowBody {
+        dialect,
+        waiter: None,
+        outflow,
+        records: Records::new(head),
+        step: Step::Reading(Box::pin(read(follower))),
+    };
+    body.boxed()
+}
+
+/// The rest of an answer that is whole: exactly so many bytes.
+pub(super) fn kept(follower: Follower, bytes: u64) -> Body {
+    KeptBody { left: bytes, reading: Box::pin(read(follower)) }.boxed()
 }
 
 /// Tells the client the id of its job.
@@ -70,7 +92,8 @@ async fn read(mut follower: Follower) -> (Follower, Next) {
 
 struct FollowBody {
     dialect: Dialect,
-    waiter: Waiter,
+    /// The client the job is for; none for somebody who only looks.
+    waiter: Option<Waiter>,
     outflow: Outflow,
     records: Records,
     step: Step,
@@ -88,6 +111,12 @@ enum Step {
 }
 
 impl FollowBody {
+    fn let_go(&mut self) {
+        if let Some(waiter) = &mut self.waiter {
+            waiter.let_go();
+        }
+    }
+
     /// What a step of reading gives to send; the next step follows from it.
     fn take(&mut self, follower: Follower, next: Next) -> Option<Bytes> {
         match next {
@@ -96,7 +125,7 @@ impl FollowBody {
                 self.records.take(bytes)
             }
             Next::End(End::Whole) => {
-                self.waiter.let_go();
+                self.let_go();
                 self.step = Step::Ended;
                 self.records.rest()
             }
@@ -106,7 +135,7 @@ impl FollowBody {
 
     /// The last record of a broken answer, where there is one to send.
     fn break_off(&mut self, refusal: &Refusal) -> Option<Bytes> {
-        self.waiter.let_go();
+        self.let_go();
         self.step = Step::Flushing(Box::pin(self.outflow.clone().flushed()));
         match refusal.is_told {
             // Ollama's own error record, which may have come without its line end.
@@ -147,5 +176,45 @@ impl HttpBody for FollowBody {
                 Step::Ended => return Poll::Ready(None),
             }
         }
+    }
+}
+
+/// A kept answer on its way out, of a known length.
+struct KeptBody {
+    left: u64,
+    reading: Pin<Box<dyn Future<Output = (Follower, Next)> + Send + Sync>>,
+}
+
+impl HttpBody for KeptBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.left == 0 {
+            return Poll::Ready(None);
+        }
+        let Poll::Ready((follower, next)) = self.reading.as_mut().poll(context) else {
+            return Poll::Pending;
+        };
+        match next {
+            Next::Bytes(bytes) => {
+                self.left = self.left.saturating_sub(u64::try_from(bytes.len()).unwrap_or(0));
+                self.reading = Box::pin(read(follower));
+                Poll::Ready(Some(Ok(Frame::data(bytes))))
+            }
+            // Its file is gone or cannot be read: the connection is cut short of its length.
+            Next::End(_) => Poll::Ready(Some(Err("the kept answer cannot be read".into()))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left == 0
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left)
     }
 }

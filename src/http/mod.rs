@@ -10,22 +10,30 @@ mod embed;
 mod error;
 mod follow;
 mod headers;
+mod intake;
+mod jobs;
 mod outflow;
 mod own;
 mod pass;
 mod placement;
+pub mod prefer;
+pub mod problem;
+pub mod query;
 mod queued;
+mod reach;
 mod records;
 mod router;
 mod status;
+pub mod submission;
 mod trace;
+mod waiter;
 mod whom;
 
 use std::hash::RandomState;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 use crate::clock::Clock;
 use crate::config::Config;
@@ -77,6 +85,8 @@ pub struct Edge {
     embeds_waiting: AtomicU64,
     /// Status documents being made: a crowd that asks must not take the worker's readers away.
     status_places: Semaphore,
+    /// A deadline may have come nearer.
+    pub deadlines: Notify,
     /// Memory for request bodies that are being read.
     body_budget: Arc<Semaphore>,
 }
@@ -91,6 +101,7 @@ impl Edge {
             chain_keys: RandomState::new(),
             embeds: Arc::new(Semaphore::new(config.embed_parallel)),
             embeds_waiting: AtomicU64::new(0),
+            deadlines: Notify::new(),
             status_places: Semaphore::new(own::STATUS_AT_ONCE),
             body_budget: Arc::new(body::budget(config.body_max)),
             config,

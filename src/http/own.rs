@@ -81,10 +81,13 @@ fn health(edge: &Edge) -> Value {
     })
 }
 
-/// 200 while it can take work: it is not stopping. An upstream that is away does not keep work from being taken.
+/// 200 while it can take work: it is not stopping, and there is room on the disk. An upstream that is away does not keep work from being taken.
 fn ready(edge: &Edge) -> (StatusCode, Value) {
     if edge.tasks.is_draining() {
         return (StatusCode::SERVICE_UNAVAILABLE, json!({ "ready": false, "reason": "stopping" }));
+    }
+    if !edge.store.has_room() {
+        return (StatusCode::SERVICE_UNAVAILABLE, json!({ "ready": false, "reason": "disk full" }));
     }
     (StatusCode::OK, json!({ "ready": true, "upstream_up": edge.health.is_up() }))
 }

@@ -7,7 +7,7 @@ use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
 
 use crate::domain::dialect::Dialect;
 use crate::domain::job::Kind;
-use crate::domain::model::{ModelName, RunnerOptions, Source};
+use crate::domain::model::{LoadKey, ModelName, RunnerOptions, Source};
 use crate::domain::schedule::Lane;
 use crate::ollama::calls::TagsModel;
 use crate::ollama::inventory::Lookup;
@@ -34,30 +34,46 @@ pub(super) struct Place {
     pub(super) is_streamed: bool,
 }
 
+/// What of the upstream's inventory a request is placed by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Known {
+    /// Ollama is asked where something is not known.
+    Asked,
+    /// The last poll alone, so that nothing waits for Ollama. What is not known is taken: Ollama will judge the job.
+    Last,
+}
+
 /// Places a request of a queued route.
 pub(super) async fn place(
     edge: &Edge,
     dialect: Dialect,
     headers: &HeaderMap,
     body: &[u8],
+    known: Known,
 ) -> Placement {
     if is_encoded(headers) {
         return opaque();
     }
     let request = match dialect {
-        Dialect::Transcription => return transcription(edge, headers, body).await,
+        Dialect::Transcription => return transcription(edge, headers, body, known).await,
         Dialect::Chat => peek(Shape::Chat, body),
         Dialect::Generate => peek(Shape::Generate, body),
         _ => peek(Shape::V1, body),
     };
     match request {
         Peek::Refused(_) => Placement::Forward("ollama will refuse it"),
-        Peek::Request(request) => place_request(edge, dialect, request).await,
+        Peek::Request(request) => place_request(edge, dialect, request, known).await,
     }
 }
 
-async fn place_request(edge: &Edge, dialect: Dialect, request: Request) -> Placement {
-    let needs = Needs { wants: request.wants, dialect };
+/// Places a request that was peeked at.
+pub(super) async fn place_request(
+    edge: &Edge,
+    dialect: Dialect,
+    request: Request,
+    known: Known,
+) -> Placement {
+    let needs = Needs { wants: request.wants, dialect, known };
     let model = match installed(edge, &request.model, &needs).await {
         Ok(model) => model,
         Err(placement) => return placement,
@@ -66,21 +82,38 @@ async fn place_request(edge: &Edge, dialect: Dialect, request: Request) -> Place
         (Kind::Unload, Lane::Unload)
     } else {
         let kind = if request.is_empty { Kind::Load } else { Kind::Run };
-        (kind, Lane::Key(edge.inventory.load_key(&model, request.options).await))
+        (kind, Lane::Key(load_key(edge, &model, request.options, known).await))
     };
     let is_streamed = request.stream;
     Placement::Queue(Place { kind, lane, model: request.model, is_streamed })
 }
 
-async fn transcription(edge: &Edge, headers: &HeaderMap, body: &[u8]) -> Placement {
+/// The place of a request that never touches the GPU, as a job that somebody wants all the same: by itself.
+pub(super) fn alone(request: &Request) -> Place {
+    Place {
+        kind: Kind::Run,
+        lane: Lane::Opaque,
+        model: request.model.clone(),
+        is_streamed: request.stream,
+    }
+}
+
+async fn load_key(edge: &Edge, model: &ModelName, options: RunnerOptions, known: Known) -> LoadKey {
+    match known {
+        Known::Asked => edge.inventory.load_key(model, options).await,
+        Known::Last => edge.inventory.known_load_key(model, options),
+    }
+}
+
+async fn transcription(edge: &Edge, headers: &HeaderMap, body: &[u8], known: Known) -> Placement {
     let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let model = content_type.and_then(|content_type| multipart::model_field(content_type, body));
     let Some(model) = model else { return opaque() };
-    let needs = Needs { wants: Wants::default(), dialect: Dialect::Transcription };
+    let needs = Needs { wants: Wants::default(), dialect: Dialect::Transcription, known };
     match installed(edge, &model, &needs).await {
         Ok(name) => Placement::Queue(Place {
             kind: Kind::Run,
-            lane: Lane::Key(edge.inventory.load_key(&name, RunnerOptions::default()).await),
+            lane: Lane::Key(load_key(edge, &name, RunnerOptions::default(), known).await),
             model,
             is_streamed: false,
         }),
@@ -92,6 +125,7 @@ async fn transcription(edge: &Edge, headers: &HeaderMap, body: &[u8]) -> Placeme
 struct Needs {
     wants: Wants,
     dialect: Dialect,
+    known: Known,
 }
 
 /// The canonical name of a local model that can serve the request, or where the request goes instead.
@@ -101,6 +135,12 @@ async fn installed(edge: &Edge, model: &str, needs: &Needs) -> Result<ModelName,
     };
     if parsed.source == Source::Cloud {
         return Err(Placement::Forward("a cloud model"));
+    }
+    if needs.known == Known::Last {
+        return match edge.inventory.find(&parsed.name) {
+            Some(entry) if entry.is_remote => Err(Placement::Forward("a cloud model")),
+            Some(_) | None => Ok(parsed.name),
+        };
     }
     match edge.inventory.look_up(&parsed.name).await {
         Lookup::Installed(entry) if entry.is_remote => Err(Placement::Forward("a cloud model")),

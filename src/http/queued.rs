@@ -6,32 +6,36 @@
 use std::sync::Arc;
 
 use hyper::body::Incoming;
+use hyper::header::{HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Request, StatusCode};
-use ulid::Ulid;
 
-use crate::clock;
 use crate::domain::dialect::Dialect;
-use crate::domain::job::{Class, JobId};
+use crate::domain::job::{Class, JobId, Kind, State};
+use crate::fail_point;
 use crate::ollama::wire::chain::chain;
-use crate::store::{Admission, Cancellation, Extras, NewJob, QueueLimit, StoreError};
+use crate::store::{Admission, Extras, FoundBy, JobView, Sought};
 use crate::worker::Arrival;
 use crate::worker::output::{Opening, Output, Refusal};
 
 use super::body::ReadBody;
 use super::error::Told;
 use super::follow;
-use super::headers;
+use super::intake::{self, Asked, Asker, marks, new_job, stopping};
 use super::outflow::Outflow;
-use super::placement::{Place, Placement, place};
-use super::whom::{class, whom};
-use super::{Edge, Response, body, pass};
+use super::placement::{Known, Place, Placement, place};
+use super::prefer::{idempotency_key, preferences};
+use super::reach::{Reached, reach};
+use super::waiter::{Leaves, Waiter};
+use super::whom::class;
+use super::{Edge, Response, body, jobs, pass};
 
-/// When to try again after a full queue: about what a few short jobs take.
-const FULL_RETRY_S: u64 = 10;
+/// How often a request is admitted anew because the job it was found equal to was cancelled in that moment.
+const JOINS_MAX: usize = 3;
 
-/// When to try again after a stop: a restart takes a few seconds.
-const STOPPING_RETRY_S: u64 = 5;
+pub(super) const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+const ATTACHED: HeaderName = HeaderName::from_static("x-foreman-attached");
+pub(super) const DUPLICATE: HeaderName = HeaderName::from_static("x-foreman-duplicate");
 
 /// Serves a request of a queued route.
 pub(super) async fn queued(
@@ -52,82 +56,212 @@ async fn serve(
         body::linger(edge, incoming);
         return Err(stopping("nothing was stored"));
     }
-    let class = match class(&parts.headers) {
-        Ok(class) => class,
+    let said = match said(&parts) {
+        Ok(said) => said,
         Err(told) => {
             body::linger(edge, incoming);
             return Err(told);
         }
     };
     let read = body::read(edge, incoming, edge.config.body_max).await?;
-    match place(edge, dialect, &parts.headers, &read.bytes).await {
+    if let Some(wait) = said.responds_async {
+        let native = jobs::Native { dialect, class: said.class, key: said.key, wait };
+        return jobs::respond_async(edge, &parts, read.bytes, native).await;
+    }
+    match place(edge, dialect, &parts.headers, &read.bytes, Known::Asked).await {
         Placement::Forward(reason) => {
             tracing::debug!(http.path = parts.uri.path(), reason, "forwarded beside the queue");
             Ok(pass::pass_bytes(edge, parts, read.bytes).await)
         }
+        Placement::Queue(_) if !edge.store.has_room() => Err(intake::no_room()),
         Placement::Queue(place) => {
             let outflow = parts.extensions.get::<Outflow>().cloned().unwrap_or_default();
-            let waiter = admit(edge, dialect, parts, read, place, class).await?;
-            wait(edge, dialect, waiter, outflow).await
+            let asking = Asking { dialect, class: said.class, key: said.key, place };
+            let (waiter, by) = take_in(edge, &parts, read, asking).await?;
+            let mut response = wait(edge, dialect, waiter, outflow).await?;
+            tell_how(&mut response, by);
+            Ok(response)
         }
     }
 }
 
-/// Stores the job. When this returns, it is on disk.
-async fn admit(
-    edge: &Arc<Edge>,
-    dialect: Dialect,
-    mut parts: Parts,
-    read: ReadBody,
-    place: Place,
+/// What a request says to foreman in its headers.
+struct Said {
     class: Class,
-) -> Result<Waiter, Told> {
-    let now_ms = edge.clock.now_ms();
-    let id = JobId(Ulid::from_datetime(clock::system_time(now_ms)));
-    let path_and_query = parts.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
-    let whom = whom(&parts, pass::credentials(edge));
-    headers::for_upstream(&mut parts.headers, pass::credentials(edge));
-    let job = NewJob {
-        id,
-        dialect,
-        kind: place.kind,
-        lane: place.lane.to_string(),
-        model: place.model,
-        class,
-        client: whom.client.to_string(),
-        is_streamed: place.is_streamed,
-        path_and_query,
-        headers: headers::to_list(&parts.headers),
-        body: read.bytes.clone(),
-        extras: Extras::default(),
-    };
+    key: Option<String>,
+    /// An answer at once is wanted, or after this long at the latest.
+    responds_async: Option<Option<std::time::Duration>>,
+}
+
+fn said(parts: &Parts) -> Result<Said, Told> {
+    let preferences = preferences(&parts.headers);
+    Ok(Said {
+        class: class(&parts.headers)?,
+        key: idempotency_key(&parts.headers)?,
+        responds_async: preferences.is_async.then_some(preferences.wait),
+    })
+}
+
+/// A request with its place.
+struct Asking {
+    dialect: Dialect,
+    class: Class,
+    key: Option<String>,
+    place: Place,
+}
+
+/// Stores the job, or joins the one that is there. When this returns, the job is on disk.
+async fn take_in(
+    edge: &Arc<Edge>,
+    parts: &Parts,
+    read: ReadBody,
+    asking: Asking,
+) -> Result<(Waiter, Option<FoundBy>), Told> {
+    let asker = Asker::of(edge, parts);
+    let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+    let request = (asking.dialect, path, &read.bytes);
+    let mut marks = marks(edge, &asker, request, (&asking.place.model, asking.key.clone())).await;
+    // A client's own load or unload is done each time it is asked for.
+    marks.likeness = marks.likeness.filter(|_| asking.place.kind == Kind::Run);
+    for _ in 0..JOINS_MAX {
+        let extras = Extras {
+            // Who sends a key will be back for the answer.
+            is_async: marks.idempotency.is_some(),
+            idempotency: marks.idempotency.clone(),
+            attach_key: marks.attach_key,
+            likeness: marks.likeness,
+            ..Extras::default()
+        };
+        let asked = Asked {
+            dialect: asking.dialect,
+            path_and_query: path.to_owned(),
+            body: read.bytes.clone(),
+            class: asking.class,
+            place: asking.place.clone(),
+            extras,
+        };
+        match admit(edge, &asker, asked).await? {
+            Intake::New(waiter) => return Ok((waiter, None)),
+            Intake::Found(id, by) => {
+                let leaves = if by == FoundBy::Key { Leaves::Going } else { Leaves::Cancelled };
+                if let Some(waiter) = join(edge, id, leaves).await? {
+                    tracing::info!(job.id = %id, by = ?by, http.connection = asker.whom.connection, "joined a job");
+                    return Ok((waiter, Some(by)));
+                }
+            }
+        }
+    }
+    let text =
+        "the job of an equal request was cancelled again and again; nothing was stored, try again";
+    Err(Told::new(StatusCode::SERVICE_UNAVAILABLE, text).retry_after(1))
+}
+
+enum Intake {
+    New(Waiter),
+    Found(JobId, FoundBy),
+}
+
+async fn admit(edge: &Arc<Edge>, asker: &Asker, asked: Asked) -> Result<Intake, Told> {
+    let (lane, dialect, class) = (asked.place.lane.clone(), asked.dialect, asked.class);
+    let is_async = asked.extras.is_async;
+    let job = new_job(edge, asker, asked);
+    let (id, body) = (job.id, job.body.clone());
     // The waiter exists before the job does, so that a client that leaves during the commit is noticed.
-    let mut waiter = Waiter::new(edge, id);
-    let admission = edge.store.admit(job, edge.queue_limits(), now_ms).await;
-    let refused = match admission {
+    let leaves = if is_async { Leaves::Going } else { Leaves::Cancelled };
+    let mut waiter = Waiter::new(edge, id, leaves);
+    let admission = edge.store.admit(job, edge.queue_limits(), edge.clock.now_ms()).await;
+    let outcome = match admission {
         Ok(Admission::Admitted { seq }) => {
+            fail_point::reach("admit.committed");
             tracing::info!(
                 job.id = %id,
                 job.seq = seq,
-                job.lane = %place.lane,
+                job.lane = %lane,
                 job.dialect = dialect.name(),
                 job.class = class.name(),
-                job.client = %whom.client,
-                http.connection = whom.connection,
+                job.client = %asker.whom.client,
+                http.connection = asker.whom.connection,
                 "job admitted"
             );
-            let chain = chain(dialect, &read.bytes, &edge.chain_keys);
-            let arrival = Arrival { id, seq, lane: &place.lane, whom, chain: &chain };
+            let chain = chain(dialect, &body, &edge.chain_keys);
+            let arrival = Arrival { id, seq, lane: &lane, whom: asker.whom, chain: &chain };
             edge.worker.arrived(&arrival, edge.clock.now_ms());
-            return Ok(waiter);
+            return Ok(Intake::New(waiter));
         }
-        Ok(Admission::Full { jobs, limit }) => queue_full(jobs, limit),
-        Ok(Admission::Found { id, .. } | Admission::KeyTaken { id }) => stopping(&format!("{id}")),
-        Err(fault) => not_stored(edge, &fault),
+        Ok(Admission::Found { id, by }) => Ok(Intake::Found(id, by)),
+        Ok(Admission::KeyTaken { id }) => Err(intake::key_taken(id)),
+        Ok(Admission::Full { jobs, limit }) => Err(intake::queue_full(jobs, limit)),
+        Err(fault) => Err(intake::not_stored(edge, &fault)),
     };
     waiter.let_go();
     edge.worker.outputs().forget(id);
-    Err(refused)
+    outcome
+}
+
+/// Joins a job that is there. `None` if it was cancelled in this moment.
+async fn join(edge: &Arc<Edge>, id: JobId, leaves: Leaves) -> Result<Option<Waiter>, Told> {
+    match reach(edge, id).await.map_err(|fault| intake::not_stored(edge, &fault))? {
+        Sought::There(Reached::Open(output, _)) => {
+            let mut waiter = Waiter::of(edge, id, output, leaves);
+            if waiter.output.is_abandoned() {
+                waiter.let_go();
+                return Ok(None);
+            }
+            Ok(Some(waiter))
+        }
+        Sought::There(Reached::Kept(output, _)) => {
+            let mut waiter = Waiter::of(edge, id, output, Leaves::Going);
+            waiter.let_go();
+            Ok(Some(waiter))
+        }
+        Sought::There(Reached::Ended(job)) if job.state == State::Cancelled && !job.is_async => {
+            Ok(None)
+        }
+        Sought::There(Reached::Ended(job)) => Err(ended(&job)),
+        Sought::Purged | Sought::Unknown => Ok(None),
+    }
+}
+
+/// The answer of a job that has ended, as its route would have given it; `None` while it is open.
+pub(super) async fn ended_answer(
+    edge: &Arc<Edge>,
+    dialect: Dialect,
+    id: JobId,
+    outflow: Outflow,
+) -> Option<Response> {
+    match reach(edge, id).await.ok()? {
+        Sought::There(Reached::Kept(output, _)) => {
+            let mut waiter = Waiter::of(edge, id, output, Leaves::Going);
+            waiter.let_go();
+            wait(edge, dialect, waiter, outflow).await.ok()
+        }
+        Sought::There(Reached::Ended(job)) => {
+            let mut response = ended(&job).answer(dialect);
+            follow::name_job(response.headers_mut(), id);
+            Some(response)
+        }
+        Sought::There(Reached::Open(..)) | Sought::Purged | Sought::Unknown => None,
+    }
+}
+
+/// What is told of a job that ended without an answer, to whom asks for it again.
+fn ended(job: &JobView) -> Told {
+    let status = job.error_status.and_then(|status| StatusCode::from_u16(status).ok());
+    let why = job.last_error.as_deref().unwrap_or("it ended without an answer");
+    let text = format!("job {} {}: {why}", job.id, job.state.name());
+    Told::new(status.unwrap_or(StatusCode::CONFLICT), text)
+}
+
+/// Tells the client that its answer is that of a job which was there.
+fn tell_how(response: &mut Response, by: Option<FoundBy>) {
+    let (name, value) = match by {
+        None => return,
+        Some(FoundBy::Key) => (REPLAYED, "true"),
+        Some(FoundBy::Return) => (ATTACHED, "true"),
+        Some(FoundBy::Inflight) => (DUPLICATE, "inflight"),
+        Some(FoundBy::Completed) => (DUPLICATE, "completed"),
+    };
+    response.headers_mut().insert(name, HeaderValue::from_static(value));
 }
 
 /// Waits until the answer begins, and passes it on.
@@ -160,7 +294,7 @@ async fn wait(
 }
 
 /// Returns when the daemon stops and the job is not in flight: then its client is sent away and the job stays.
-async fn stopped_while_waiting(edge: &Edge, output: &Output) {
+pub(super) async fn stopped_while_waiting(edge: &Edge, output: &Output) {
     edge.tasks.draining().await;
     output.not_in_flight().await;
 }
@@ -168,81 +302,4 @@ async fn stopped_while_waiting(edge: &Edge, output: &Output) {
 fn refused(refusal: &Refusal) -> Told {
     let status = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::BAD_GATEWAY);
     Told { status, text: refusal.text.clone(), retry_after_s: refusal.retry_after_s }
-}
-
-fn queue_full(jobs: u64, limit: QueueLimit) -> Told {
-    let queue = match limit {
-        QueueLimit::Jobs | QueueLimit::Bytes => "the queue".to_owned(),
-        QueueLimit::Class(class) => format!("the queue of class {}", class.name()),
-    };
-    let text = format!("{queue} is full ({jobs} jobs wait); nothing was stored, try again later");
-    Told::new(StatusCode::SERVICE_UNAVAILABLE, text).retry_after(FULL_RETRY_S)
-}
-
-fn not_stored(edge: &Edge, fault: &StoreError) -> Told {
-    if matches!(fault, StoreError::Closed) && !edge.tasks.is_draining() {
-        edge.tasks.break_down("store");
-    }
-    tracing::error!(db.error = %fault, "a job could not be stored");
-    let text = "foreman could not store the request; nothing was sent to ollama, try again later";
-    match fault {
-        StoreError::Full => Told::new(StatusCode::INSUFFICIENT_STORAGE, text),
-        _ => Told::new(StatusCode::SERVICE_UNAVAILABLE, text),
-    }
-    .retry_after(FULL_RETRY_S)
-}
-
-fn stopping(what: &str) -> Told {
-    let text = format!("foreman is stopping; {what}; it is safe to try again");
-    Told::new(StatusCode::SERVICE_UNAVAILABLE, text).retry_after(STOPPING_RETRY_S)
-}
-
-/// A client that waits for a job. Dropping it means the client is gone.
-pub(super) struct Waiter {
-    edge: Arc<Edge>,
-    pub(super) id: JobId,
-    pub(super) output: Arc<Output>,
-    is_waiting: bool,
-}
-
-impl Waiter {
-    fn new(edge: &Arc<Edge>, id: JobId) -> Waiter {
-        let output = edge.worker.outputs().open(id);
-        output.follow();
-        Waiter { edge: Arc::clone(edge), id, output, is_waiting: true }
-    }
-
-    /// From here on the client's leaving means nothing: it has its answer, or the job goes on without it.
-    pub(super) fn let_go(&mut self) {
-        self.is_waiting = false;
-    }
-}
-
-impl Drop for Waiter {
-    fn drop(&mut self) {
-        // While the daemon stops, connections are closed by foreman, not by their clients: the jobs stay.
-        let tasks = &self.edge.tasks;
-        let is_over = self.output.has_ended();
-        let is_cut_by_us =
-            tasks.is_forced() || (tasks.is_draining() && !self.output.is_in_flight());
-        if !self.is_waiting || is_over || is_cut_by_us {
-            return;
-        }
-        self.output.abandon();
-        let (edge, id) = (Arc::clone(&self.edge), self.id);
-        let tasks = edge.tasks.clone();
-        tasks.spawn(async move {
-            match edge.store.cancel_waiting(id, edge.clock.now_ms()).await {
-                Ok(Cancellation::Cancelled) => {
-                    tracing::info!(job.id = %id, "job cancelled, its client left while it waited");
-                    edge.worker.cancelled(id);
-                    edge.worker.outputs().forget(id);
-                }
-                // The worker sees the abandoned output, and forgets it in the end.
-                Ok(Cancellation::Cancelling | Cancellation::Ended(_)) => (),
-                Ok(Cancellation::Unknown) => edge.worker.outputs().forget(id),
-                Err(fault) => tracing::warn!(job.id = %id, db.error = %fault, "job not cancelled"),
-            }
-        });
-    }
 }

@@ -15,7 +15,8 @@ use crate::ollama::client::empty_body;
 
 use super::error::Told;
 use super::headers::token;
-use super::{Edge, Response, body, embed, own, pass, queued};
+use super::problem::{Code, Problem};
+use super::{Edge, Response, body, embed, jobs, own, pass, queued};
 
 /// Serves one request. Never fails: every fault is an answer.
 pub(super) async fn handle(
@@ -49,7 +50,7 @@ async fn admitted(edge: &Arc<Edge>, request: Request<Incoming>) -> Response {
         && let Some(secret) = &edge.config.token
         && !is_authorised(request.headers(), secret)
     {
-        let response = unauthorised(request.uri().path());
+        let response = unauthorised(road, request.uri().path());
         body::linger(edge, request.into_body());
         return response;
     }
@@ -58,6 +59,7 @@ async fn admitted(edge: &Arc<Edge>, request: Request<Incoming>) -> Response {
         Route::Embed(dialect) => embed::embed(edge, request, dialect).await,
         Route::Pass(_) if request.method() == Method::CONNECT => bare(StatusCode::NOT_IMPLEMENTED),
         Route::Pass(effect) => pass::pass(edge, request, effect).await,
+        Route::Jobs => jobs::answer(edge, request).await,
         Route::Own(own) => own::answer(edge, own, request.method(), request.uri()).await,
     }
 }
@@ -67,10 +69,12 @@ fn is_authorised(headers: &HeaderMap, secret: &Secret) -> bool {
     token(headers).is_some_and(|token| bool::from(token.ct_eq(secret.expose().as_bytes())))
 }
 
-fn unauthorised(path: &str) -> Response {
-    let told =
-        Told::new(StatusCode::UNAUTHORIZED, "foreman asks for a bearer token (FOREMAN_TOKEN)");
-    let mut response = told.answer(error_dialect(path));
+fn unauthorised(road: Route, path: &str) -> Response {
+    const TEXT: &str = "foreman asks for a bearer token (FOREMAN_TOKEN)";
+    let mut response = match road {
+        Route::Jobs => Problem::new(Code::Unauthorised, TEXT).answer(),
+        _ => Told::new(StatusCode::UNAUTHORIZED, TEXT).answer(error_dialect(path)),
+    };
     response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     response
 }

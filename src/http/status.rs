@@ -41,6 +41,7 @@ pub(super) async fn status(edge: &Edge) -> Result<Value, StoreError> {
             "lanes": lanes(&overview.lanes, &order, now_ms),
             "jobs": waiting(&overview.waiting, &order, now_ms),
         },
+        "disk": disk(edge),
         "since_start": edge.worker.counts().as_json(),
         "loads": loads(edge).await?,
         "scheduler": edge.worker.explanation(),
@@ -67,6 +68,15 @@ fn upstream(edge: &Edge) -> Value {
             json!({ "url": url, "state": "down", "since": rfc3339(since_ms), "version": null, "reason": reason, "models": installed })
         }
     }
+}
+
+fn disk(edge: &Edge) -> Value {
+    let room = edge.store.room();
+    json!({
+        "free_bytes": room.free_bytes,
+        "free_min_bytes": room.free_min_bytes,
+        "has_room": room.has_room,
+    })
 }
 
 /// Nothing is known of the memory of an upstream that is away.

@@ -121,6 +121,11 @@ impl Inventory {
         self.aliases().load_key(model, asked)
     }
 
+    /// The same by what is known now. Never waits.
+    pub fn known_load_key(&self, model: &ModelName, asked: RunnerOptions) -> LoadKey {
+        self.aliases().load_key(model, asked)
+    }
+
     /// What an installed model can do: from the tags, else from its show. `None` where unknown. Waits as
     /// [`Self::load_key`] does.
     pub async fn capabilities(&self, model: &TagsModel) -> Option<Vec<String>> {

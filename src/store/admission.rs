@@ -6,6 +6,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::domain::dialect::Dialect;
 use crate::domain::job::{Class, JobId, Kind, State};
+use crate::fail_point;
 
 use super::error::StoreError;
 use super::lanes;
@@ -204,6 +205,7 @@ pub(super) fn admit(
     }
     let seq = insert(tx, job, at_ms)?;
     record(tx, seq, None, State::Queued, &Note { epoch: 0, at_ms, text: None })?;
+    fail_point::reach("admit.uncommitted");
     Ok(Admission::Admitted { seq })
 }
 

@@ -40,7 +40,7 @@ impl Store {
     /// # Errors
     /// Any of the store's.
     pub async fn answer(&self, id: JobId) -> Result<Option<Answer>, StoreError> {
-        self.read(move |tx| find(tx, id)).await
+        self.look(move |tx| find(tx, id)).await
     }
 }
 

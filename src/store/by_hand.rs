@@ -4,6 +4,7 @@
 use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::domain::job::{Event, JobId, State};
+use crate::fail_point;
 
 use super::admission::QueueLimits;
 use super::error::StoreError;
@@ -11,8 +12,8 @@ use super::life::{Note, forget_request, record, sources};
 use super::rows;
 use super::{Durability, Store};
 
-/// Jobs that one call may reopen or drop: short enough not to hold up admissions for long.
-pub const MANY_MAX: u32 = 10_000;
+/// Jobs reopened or dropped in one write: short enough not to hold up an admission.
+pub const MANY_MAX: u32 = 200;
 
 /// Waiting jobs failed for their deadline in one write.
 const EXPIRED_MAX: u32 = 500;
@@ -138,8 +139,11 @@ impl Store {
     ) -> Result<Many, StoreError> {
         self.write(Durability::Synced, move |tx| {
             let mut many = Many::default();
-            let found =
-                select(tx, &which, "EXISTS (SELECT 1 FROM request WHERE request.seq = job.seq)")?;
+            // One that fails again meanwhile is not tried for ever by one call.
+            let condition = format!(
+                "finished_at_ms <= {at_ms} AND EXISTS (SELECT 1 FROM request WHERE request.seq = job.seq)"
+            );
+            let found = select(tx, &which, &condition)?;
             many.has_more = rows::to_column(found.len()) > i64::from(MANY_MAX);
             for (seq, state) in found.into_iter().take(usize::try_from(MANY_MAX).unwrap_or(0)) {
                 match reopen(tx, seq, state, limits, at_ms)? {
@@ -254,6 +258,9 @@ fn end_waiting(
         tx.prepare_cached(sql)?.query_row(params![seq, to.name(), at_ms, why], |row| row.get(0))?;
     forget_request(tx, seq, to)?;
     record(tx, seq, Some(State::Queued), to, &Note { epoch, at_ms, text: Some(why) })?;
+    if event == Event::Cancel {
+        fail_point::reach("cancel.uncommitted");
+    }
     Ok(Cancellation::Cancelled)
 }
 
@@ -331,7 +338,7 @@ fn select(
          AND (?2 IS NULL OR created_at_ms < ?2) AND {condition} ORDER BY seq LIMIT ?3",
         states.join(",")
     );
-    let mut statement = tx.prepare_cached(&sql)?;
+    let mut statement = tx.prepare(&sql)?;
     let mut found =
         statement.query(params![which.model, which.created_before_ms, i64::from(MANY_MAX) + 1])?;
     let mut jobs = Vec::new();

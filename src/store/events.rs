@@ -60,7 +60,7 @@ impl Store {
     /// # Errors
     /// Any of the store's.
     pub async fn events_after(&self, event: i64, of: Option<JobId>) -> Result<Page, StoreError> {
-        self.read(move |tx| {
+        self.look(move |tx| {
             let dropped_up_to = tx
                 .prepare_cached("SELECT value FROM mark WHERE name = 'events_dropped'")?
                 .query_row([], |row| row.get(0))?;
@@ -84,7 +84,7 @@ impl Store {
     /// # Errors
     /// Any of the store's.
     pub async fn last_event(&self) -> Result<i64, StoreError> {
-        self.read(|tx| last_event(tx)).await
+        self.look(|tx| last_event(tx)).await
     }
 }
 

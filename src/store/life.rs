@@ -8,6 +8,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use crate::domain::dialect::Dialect;
 use crate::domain::job::{Class, Counters, Event, Kind, State};
 use crate::domain::retry::Charge;
+use crate::fail_point;
 
 use super::answers;
 use super::deliveries;
@@ -53,6 +54,7 @@ pub(super) fn claim(
         .optional()?;
     let Some((seq, epoch)) = claimed else { return Ok(None) };
     record(tx, seq, Some(State::Queued), to, &Note { epoch, at_ms, text: None })?;
+    fail_point::reach("claim.uncommitted");
     match claimed_job(tx, seq) {
         Ok(claim) => Ok(Some(claim)),
         Err(StoreError::Strange(what)) => {
@@ -127,6 +129,7 @@ pub(super) fn loaded(
     if changed == 1 {
         let note = Note { epoch, at_ms, text: None };
         record(tx, seq, Some(State::Loading), State::Working, &note)?;
+        fail_point::reach("loaded.uncommitted");
     }
     Ok(changed == 1)
 }
@@ -174,6 +177,7 @@ pub(super) fn give_back(
     }
     let note = Note { epoch, at_ms: back.at_ms, text: Some(&error) };
     record(tx, seq, Some(from), State::Queued, &note)?;
+    fail_point::reach("give_back.uncommitted");
     Ok(GaveBack::Queued)
 }
 
@@ -221,6 +225,7 @@ pub(super) fn finish(
     }
     forget_request(tx, seq, to)?;
     record(tx, seq, Some(from), to, &Note { epoch, at_ms, text: error.as_deref() })?;
+    fail_point::reach("outcome.uncommitted");
     Ok(true)
 }
 

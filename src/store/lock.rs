@@ -33,8 +33,8 @@ impl Lock {
             Err(TryLockError::Error(fault)) => return Err(StoreError::file(&lock_path, &fault)),
         }
         keep_private(&lock_path).map_err(|fault| StoreError::file(&lock_path, &fault))?;
-        let named = file.set_len(0).and_then(|()| write!(file, "{}", std::process::id()));
-        named.map_err(|fault| StoreError::file(&lock_path, &fault))?;
+        // The lock is what counts. Its holder's name is a courtesy, and on a full disk there is no room for it.
+        drop(file.set_len(0).and_then(|()| write!(file, "{}", std::process::id())));
         Ok(Lock { _file: file })
     }
 }

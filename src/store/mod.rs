@@ -15,11 +15,13 @@ mod lanes;
 mod learning;
 mod life;
 mod lock;
+mod log;
 mod overview;
 mod recovery;
 mod retention;
 mod rows;
 mod schema;
+mod space;
 mod trace;
 mod view;
 mod writer;
@@ -29,6 +31,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::{Connection, OpenFlags, Transaction};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast};
+
+use crate::fail_point;
 
 pub use admission::{
     Admission, Extras, FoundBy, Hash, Idempotency, Likeness, NewJob, QueueLimit, QueueLimits,
@@ -45,8 +49,9 @@ pub use overview::{LaneSummary, OpenJob, Overview};
 pub use recovery::Recovered;
 pub use retention::{EndedBefore, Swept};
 pub use rows::HeaderList;
+pub use space::Room;
 pub use trace::FinishedJob;
-pub use view::{Attempt, Filter, JobView, Listed, Sought};
+pub use view::{AnswerSummary, Attempt, Filter, JobView, Listed, Sought};
 pub use writer::Durability;
 
 /// How many read-only connections there are. Who asks on behalf of clients leaves one for the worker's decisions.
@@ -60,8 +65,11 @@ pub struct Store {
 
 struct Shared {
     writer: writer::Writer,
+    space: Arc<space::Space>,
     readers: Mutex<Vec<Connection>>,
     free_readers: Arc<Semaphore>,
+    /// Places for those who ask on behalf of clients.
+    lookers: Semaphore,
     events: broadcast::Sender<Arc<Transition>>,
     path: PathBuf,
     /// Held until the last clone is gone: a second daemon on the same database is refused.
@@ -79,6 +87,7 @@ impl Store {
         schema::require_sound_sqlite()?;
         let path = &real_path(path)?;
         let lock = lock::Lock::take(path)?;
+        let space = Arc::new(space::Space::beside(path));
         let mut connection = Connection::open(path)?;
         lock::keep_private(path).map_err(|fault| StoreError::file(path, &fault))?;
         schema::prepare(&connection)?;
@@ -86,16 +95,21 @@ impl Store {
         let recovered = {
             let tx = connection.transaction()?;
             let recovered = recovery::recover(&tx, now_ms)?;
+            fail_point::reach("recovery.uncommitted");
             tx.commit()?;
+            fail_point::reach("recovery.committed");
             recovered
         };
         let readers = (0..READERS).map(|_| open_reader(path)).collect::<Result<Vec<_>, _>>()?;
         let events = events::channel();
         let publisher = events::Publisher::new(&connection, events.clone())?;
+        let bench = writer::Bench::new(path.clone(), Arc::clone(&space), publisher);
         let shared = Shared {
-            writer: writer::Writer::start(connection, publisher)?,
+            writer: writer::Writer::start(connection, bench)?,
+            space,
             readers: Mutex::new(readers),
             free_readers: Arc::new(Semaphore::new(READERS)),
+            lookers: Semaphore::new(READERS - 1),
             events,
             path: path.to_owned(),
             _lock: lock,
@@ -145,6 +159,21 @@ impl Store {
             question(&tx)
         });
         answer.await.map_err(|fault| StoreError::Strange(format!("a question died: {fault}")))?
+    }
+
+    /// Returns when no more can be written: the store was closed, or its disk or its file has failed for good. Cancel-safe.
+    pub async fn ended(&self) {
+        self.shared.writer.ended().await;
+    }
+
+    /// The same on behalf of a client. However many ask, one connection is left for the worker's decisions.
+    pub(crate) async fn look<T, F>(&self, question: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Transaction<'_>) -> Result<T, StoreError> + Send + 'static,
+    {
+        let _place = self.shared.lookers.acquire().await.map_err(|_| StoreError::Closed)?;
+        self.read(question).await
     }
 
     /// Waits for what was handed in, folds the write-ahead log into the database, and ends the writer thread. Later

@@ -3,12 +3,14 @@
 
 use rusqlite::{Connection, params};
 
+use crate::fail_point;
+
 use super::error::StoreError;
 use super::{Durability, Store};
 use super::{by_hand, learning};
 
 /// Jobs dropped in one write: short enough not to be felt by a waiting admission.
-const SWEEP_MAX: u32 = 200;
+const SWEEP_MAX: u32 = 100;
 
 /// Dropped jobs whose ids are remembered, to answer 410 and not 404: 5 MB of ids.
 const PURGED_MAX: u32 = 100_000;
@@ -96,6 +98,9 @@ pub(super) fn sweep(tx: &Connection, before: EndedBefore) -> Result<Swept, Store
         forget_purged(tx)?;
     }
     give_space_back(tx)?;
+    if swept.jobs > 0 {
+        fail_point::reach("sweep.uncommitted");
+    }
     Ok(swept)
 }
 

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
+use crate::fail_point;
+
 use super::error::StoreError;
 
 /// How long a statement waits for a human with the sqlite3 shell or a backup tool; foreman itself has one writer.
@@ -85,7 +87,9 @@ pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
         tx.execute_batch(sql)?;
         tx.pragma_update(None, "user_version", version)?;
         tx.pragma_update(None, "application_id", APPLICATION_ID)?;
+        fail_point::reach("migration.uncommitted");
         tx.commit()?;
+        fail_point::reach("migration.committed");
     }
     Ok(())
 }

@@ -149,7 +149,7 @@ impl Store {
     /// # Errors
     /// Any of the store's.
     pub async fn job(&self, id: JobId) -> Result<Sought<(JobView, Vec<Attempt>)>, StoreError> {
-        self.read(move |tx| match find(tx, id)? {
+        self.look(move |tx| match find(tx, id)? {
             Some(job) => {
                 let attempts = attempts(tx, job.seq)?;
                 Ok(Sought::There((job, attempts)))
@@ -170,7 +170,7 @@ impl Store {
         after: Option<JobId>,
         jobs_max: usize,
     ) -> Result<Listed, StoreError> {
-        self.read(move |tx| list(tx, &filter, after, jobs_max)).await
+        self.look(move |tx| list(tx, &filter, after, jobs_max)).await
     }
 
     /// How many ready jobs of its lane would be served before this one: those of more urgent classes and the older ones of
@@ -179,7 +179,7 @@ impl Store {
     /// # Errors
     /// Any of the store's.
     pub async fn ahead_in_lane(&self, seq: i64, count_max: u32) -> Result<Option<u64>, StoreError> {
-        self.read(move |tx| ahead_in_lane(tx, seq, count_max)).await
+        self.look(move |tx| ahead_in_lane(tx, seq, count_max)).await
     }
 
     /// The request of a job, if it is kept: path, query and body.
@@ -187,7 +187,7 @@ impl Store {
     /// # Errors
     /// Any of the store's.
     pub async fn request(&self, id: JobId) -> Result<Option<(String, Vec<u8>)>, StoreError> {
-        self.read(move |tx| {
+        self.look(move |tx| {
             let sql = "SELECT path_and_query, request.body FROM request JOIN job USING (seq) WHERE id = ?1";
             let found = tx
                 .prepare_cached(sql)?

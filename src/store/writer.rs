@@ -3,15 +3,23 @@
 //! It takes one write, then whatever else is already waiting (no timer, so an idle store adds no delay), runs them in
 //! one `BEGIN IMMEDIATE … COMMIT`, each in a savepoint of its own, and only then answers. A batch in which nobody asked
 //! for [`Durability::Synced`] is committed without a flush: it survives the death of the process, not of the machine.
+//!
+//! What fails for the disk's sake fails the whole batch, and is then seen to (ADR 15, 16): a full disk gets the ballast,
+//! an I/O error a new connection, and what that does not help ends the thread, and with it the daemon.
 
-use std::sync::Mutex;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use rusqlite::Connection;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::clock::Clock;
 
 use super::error::StoreError;
 use super::events::Publisher;
+use super::log::{checkpoint, reopen};
+use super::space::Space;
 
 /// Writes that may wait for the writer; beyond it callers wait for a place. Four full batches.
 const WAITING_MAX: usize = 1_024;
@@ -22,6 +30,9 @@ const BATCH_MAX: usize = 256;
 /// Writes after which the write-ahead log is folded into the database, after the answers are out. About a thousand
 /// pages, SQLite's own default.
 const CHECKPOINT_WRITES: usize = 500;
+
+/// An I/O error within this time after the last one is no accident: the daemon is better started anew, on what is on disk.
+const IO_FAULTS_APART_MS: i64 = 60_000;
 
 /// What a write must survive before it is acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +47,8 @@ pub enum Durability {
 pub(super) struct Writer {
     sender: Mutex<Option<mpsc::Sender<Write>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// Closes with the thread.
+    alive: watch::Receiver<()>,
 }
 
 struct Write {
@@ -45,7 +58,8 @@ struct Write {
 
 /// One write: run inside the transaction, then told how the transaction went.
 trait Work: Send {
-    fn run(&mut self, connection: &Connection);
+    /// The fault is of the disk or the file: the batch must not be committed.
+    fn run(&mut self, connection: &Connection) -> Result<(), StoreError>;
     fn answer(self: Box<Self>, committed: Result<(), StoreError>);
 }
 
@@ -60,10 +74,14 @@ where
     T: Send,
     F: FnOnce(&Connection) -> Result<T, StoreError> + Send,
 {
-    fn run(&mut self, connection: &Connection) {
+    fn run(&mut self, connection: &Connection) -> Result<(), StoreError> {
         if let Some(work) = self.work.take() {
-            self.outcome = Some(in_savepoint(connection, work));
+            match in_savepoint(connection, work) {
+                Err(fault) if fault.is_of_the_disk() => return Err(fault),
+                outcome => self.outcome = Some(outcome),
+            }
         }
+        Ok(())
     }
 
     fn answer(self: Box<Self>, committed: Result<(), StoreError>) {
@@ -94,19 +112,27 @@ fn in_savepoint<T>(
 
 impl Writer {
     /// Starts the thread on the one read-write connection.
-    pub(super) fn start(
-        connection: Connection,
-        publisher: Publisher,
-    ) -> Result<Writer, StoreError> {
+    pub(super) fn start(connection: Connection, bench: Bench) -> Result<Writer, StoreError> {
         let (sender, receiver) = mpsc::channel(WAITING_MAX);
+        let (living, alive) = watch::channel(());
         let thread = std::thread::Builder::new()
             .name("store-writer".to_owned())
-            .spawn(move || run(&connection, publisher, receiver))
+            .spawn(move || {
+                bench.run(connection, receiver);
+                drop(living);
+            })
             .map_err(|fault| StoreError::File {
                 path: "store-writer".to_owned(),
                 fault: fault.to_string(),
             })?;
-        Ok(Writer { sender: Mutex::new(Some(sender)), thread: Mutex::new(Some(thread)) })
+        let (sender, thread) = (Mutex::new(Some(sender)), Mutex::new(Some(thread)));
+        Ok(Writer { sender, thread, alive })
+    }
+
+    /// Returns when the thread has ended, whatever ended it. Cancel-safe.
+    pub(super) async fn ended(&self) {
+        let mut alive = self.alive.clone();
+        while alive.changed().await.is_ok() {}
     }
 
     /// See `Store::write`.
@@ -140,37 +166,120 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-fn run(connection: &Connection, mut publisher: Publisher, mut receiver: mpsc::Receiver<Write>) {
-    let mut writes_since_checkpoint = 0;
-    while let Some(first) = receiver.blocking_recv() {
-        let mut batch = vec![first];
-        while batch.len() < BATCH_MAX {
-            match receiver.try_recv() {
-                Ok(next) => batch.push(next),
-                Err(_) => break,
-            }
-        }
-        writes_since_checkpoint += batch.len();
-        commit(connection, batch);
-        publisher.publish(connection);
-        if writes_since_checkpoint >= CHECKPOINT_WRITES {
-            writes_since_checkpoint = 0;
-            checkpoint(connection, "PASSIVE");
-        }
-    }
-    checkpoint(connection, "TRUNCATE");
+/// What the thread works with, beside its connection.
+pub(super) struct Bench {
+    path: PathBuf,
+    space: Arc<Space>,
+    publisher: Publisher,
+    clock: Clock,
+    /// When the disk failed last.
+    io_fault_at_ms: Option<i64>,
 }
 
-/// Runs a batch in one transaction and answers every caller.
-fn commit(connection: &Connection, mut batch: Vec<Write>) {
+impl Bench {
+    /// For the database at `path`.
+    pub(super) fn new(path: PathBuf, space: Arc<Space>, publisher: Publisher) -> Bench {
+        Bench { path, space, publisher, clock: Clock::system(), io_fault_at_ms: None }
+    }
+
+    fn run(mut self, mut connection: Connection, mut receiver: mpsc::Receiver<Write>) {
+        let mut writes_since_checkpoint = 0;
+        while let Some(first) = receiver.blocking_recv() {
+            let mut batch = next_batch(first, &mut receiver);
+            writes_since_checkpoint += batch.len();
+            let mut outcome = commit(&connection, &mut batch);
+            if matches!(outcome, Err(StoreError::Full)) {
+                // Before its callers know: they come again at once.
+                self.make_way(&mut receiver);
+            }
+            answer(batch, &outcome);
+            if outcome.is_ok() {
+                self.publisher.publish(&connection);
+            }
+            if outcome.is_ok() && writes_since_checkpoint >= CHECKPOINT_WRITES {
+                writes_since_checkpoint = 0;
+                outcome = checkpoint(&connection, "PASSIVE").map(drop);
+                if matches!(outcome, Err(StoreError::Full)) {
+                    self.make_way(&mut receiver);
+                }
+            }
+            let Err(fault) = outcome else { continue };
+            connection = match self.see_to(fault, connection) {
+                Ok(connection) => connection,
+                Err(fault) => {
+                    tracing::error!(db.path = %self.path.display(), db.error = %fault, "the database is given up");
+                    return;
+                }
+            };
+        }
+        if let Err(fault) = checkpoint(&connection, "TRUNCATE") {
+            tracing::warn!(db.error = %fault, "the write-ahead log is left for the next start");
+        }
+    }
+
+    /// The disk is full: no new job is taken, and what runs gets the ballast's room.
+    fn make_way(&self, receiver: &mut mpsc::Receiver<Write>) {
+        self.space.refuse();
+        // What was let in before that must not take the room meant for outcomes. Those come again.
+        while let Ok(write) = receiver.try_recv() {
+            write.work.answer(Err(StoreError::Full));
+        }
+        self.space.give_ballast_up();
+    }
+
+    /// Does what can be done about a fault; the connection to go on with.
+    fn see_to(
+        &mut self,
+        fault: StoreError,
+        connection: Connection,
+    ) -> Result<Connection, StoreError> {
+        match fault {
+            StoreError::Io(_) => {
+                let now_ms = self.clock.now_ms();
+                let last_ms = self.io_fault_at_ms.replace(now_ms);
+                if last_ms.is_some_and(|at_ms| (now_ms - at_ms).abs() < IO_FAULTS_APART_MS) {
+                    return Err(fault);
+                }
+                reopen(&self.path, connection)
+            }
+            StoreError::Damaged(_) => Err(fault),
+            StoreError::Full
+            | StoreError::InUse { .. }
+            | StoreError::Newer { .. }
+            | StoreError::RolledBack(_)
+            | StoreError::Closed
+            | StoreError::Strange(_)
+            | StoreError::File { .. }
+            | StoreError::Sql(_) => Ok(connection),
+        }
+    }
+}
+
+fn next_batch(first: Write, receiver: &mut mpsc::Receiver<Write>) -> Vec<Write> {
+    let mut batch = vec![first];
+    while batch.len() < BATCH_MAX {
+        match receiver.try_recv() {
+            Ok(next) => batch.push(next),
+            Err(_) => break,
+        }
+    }
+    batch
+}
+
+/// Runs a batch in one transaction. Nobody was answered yet when it returns.
+fn commit(connection: &Connection, batch: &mut [Write]) -> Result<(), StoreError> {
     let is_synced = batch.iter().any(|write| write.durability == Durability::Synced);
-    let committed = try_commit(connection, &mut batch, is_synced);
+    let committed = try_commit(connection, batch, is_synced);
     if committed.is_err() && !connection.is_autocommit() {
         drop(connection.execute_batch("ROLLBACK"));
     }
     if let Err(fault) = &committed {
         tracing::error!(db.error = %fault, db.writes = batch.len(), "a write transaction was rolled back");
     }
+    committed
+}
+
+fn answer(batch: Vec<Write>, committed: &Result<(), StoreError>) {
     for write in batch {
         write.work.answer(committed.as_ref().map(|&()| ()).map_err(StoreError::for_each));
     }
@@ -180,27 +289,72 @@ fn try_commit(
     connection: &Connection,
     batch: &mut [Write],
     is_synced: bool,
-) -> Result<(), rusqlite::Error> {
+) -> Result<(), StoreError> {
     let level = if is_synced { "FULL" } else { "NORMAL" };
     connection.pragma_update(None, "synchronous", level)?;
     connection.execute_batch("BEGIN IMMEDIATE")?;
     for write in batch {
-        write.work.run(connection);
+        write.work.run(connection)?;
         if connection.is_autocommit() {
-            // A full disk or an I/O error ended the transaction: what ran before is gone, what follows must not run
-            // alone.
-            return Err(rusqlite::Error::SqliteFailure(
-                rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_FULL),
-                Some("the transaction was rolled back by SQLite".to_owned()),
-            ));
+            // What ran before is gone, what follows must not run alone.
+            return Err(StoreError::RolledBack("SQLite ended the transaction".to_owned()));
         }
     }
-    connection.execute_batch("COMMIT")
+    Ok(connection.execute_batch("COMMIT")?)
 }
 
-fn checkpoint(connection: &Connection, mode: &str) {
-    let sql = format!("PRAGMA wal_checkpoint({mode})");
-    if let Err(fault) = connection.query_row(&sql, [], |_| Ok(())) {
-        tracing::warn!(db.error = %fault, "the write-ahead log could not be folded in");
+#[cfg(test)]
+mod tests {
+    use super::super::Store;
+    use super::*;
+
+    /// Has a write meet this fault; what its caller is told.
+    async fn meet(store: &Store, fault: StoreError) -> StoreError {
+        store.write::<(), _>(Durability::Synced, move |_| Err(fault)).await.unwrap_err()
+    }
+
+    async fn writes(store: &Store) -> bool {
+        store.write(Durability::Synced, |_| Ok(())).await.is_ok()
+    }
+
+    #[tokio::test]
+    async fn an_io_error_costs_its_batch_and_a_second_one_soon_after_ends_the_writer() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, _) = Store::open(&folder.path().join("a.db"), 0).unwrap();
+        let fault = || StoreError::Io("on purpose".to_owned());
+        assert!(matches!(meet(&store, fault()).await, StoreError::Io(_)));
+        assert!(writes(&store).await, "on the new connection");
+        assert!(matches!(meet(&store, fault()).await, StoreError::Io(_)));
+        store.ended().await;
+        assert!(!writes(&store).await);
+    }
+
+    #[tokio::test]
+    async fn a_damaged_database_ends_the_writer_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.db");
+        let (store, _) = Store::open(&path, 0).unwrap();
+        meet(&store, StoreError::Damaged("on purpose".to_owned())).await;
+        store.ended().await;
+        store.close().await;
+        drop(store);
+        std::fs::write(&path, [b'x'; 8_192]).unwrap();
+        let fault = Store::open(&path, 0).err().unwrap();
+        assert!(matches!(fault, StoreError::Damaged(_)) && fault.to_string().contains(".recover"));
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_gets_the_ballast_and_refuses_until_there_is_room() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.db");
+        let (store, _) = Store::open(&path, 0).unwrap();
+        store.keep_free(4 * 1024 * 1024);
+        let ballast = folder.path().join("a.db.ballast");
+        assert!(store.has_room() && ballast.exists());
+        assert!(matches!(meet(&store, StoreError::Full).await, StoreError::Full));
+        assert!(writes(&store).await, "outcomes are written on");
+        assert!(!store.has_room() && !ballast.exists());
+        store.look_for_room().await.unwrap();
+        assert!(store.has_room() && ballast.exists());
     }
 }

@@ -16,6 +16,7 @@ use crate::domain::dialect::Dialect;
 use crate::domain::job::Kind;
 use crate::domain::model::LoadKey;
 use crate::domain::retry::{Fault, told_by_status, told_by_text};
+use crate::fail_point;
 use crate::ollama::calls::error_text;
 use crate::ollama::client::{BodyError, SendError, full_body};
 use crate::ollama::hop::strip_hop_by_hop;
@@ -37,20 +38,6 @@ const ERROR_BYTES_MAX: u64 = 1024 * 1024;
 
 /// A stream whose first record is not complete after this many bytes is shown all the same.
 const HIDDEN_BYTES_MAX: u64 = 256 * 1024;
-
-/// How long an answer may stay silent after its upstream was away and came back without its model.
-const RETURN_GRACE: Duration = Duration::from_secs(5);
-
-/// How many idle limits an unstreamed answer that nobody waits for may take to begin: an hour with the default.
-const UNFOLLOWED_PATIENCE: u32 = 6;
-
-/// How many idle limits it may stay silent where the model is still there. A connection that survived goes on, and an
-/// unstreamed answer is silent to its end; a dead one is mostly ended by the system's keepalive. What is left is a
-/// connection that something in between has forgotten.
-const LISTED_PATIENCE: u32 = 6;
-
-/// How long a deadline is waited for by the timer alone: the clock it is told in may be set meanwhile.
-const CLOCK_LOOK: Duration = Duration::from_secs(60);
 
 /// After the end mark, how long the end of the HTTP message is waited for: it only decides whether the connection can be
 /// used again.
@@ -94,47 +81,6 @@ impl Hands {
         conclusion
     }
 
-    /// Returns when the deadline has passed; never without one. A clock that is set is looked at again each minute.
-    async fn deadline(&self, deadline_ms: Option<i64>) {
-        let Some(deadline_ms) = deadline_ms else { return std::future::pending().await };
-        loop {
-            let left_ms = deadline_ms.saturating_sub(self.now_ms());
-            match u64::try_from(left_ms) {
-                Ok(left_ms @ 1..) => {
-                    tokio::time::sleep(Duration::from_millis(left_ms).min(CLOCK_LOOK)).await;
-                }
-                Ok(0) | Err(_) => return,
-            }
-        }
-    }
-
-    /// Returns when the upstream went away and came back, and nothing more of this answer came after that. A host that sleeps
-    /// or a network that breaks leaves a connection that looks open and never says anything again; without this an
-    /// unstreamed job would hold the worker for ever.
-    async fn left_behind(&self, output: &Output, key: Option<&LoadKey>) {
-        loop {
-            self.tools.health.returned().await;
-            let bytes = output.bytes();
-            let idle_limit = self.settings.idle_limit;
-            let grace = match self.has_lost(key).await {
-                true => idle_limit.min(RETURN_GRACE),
-                false => idle_limit * LISTED_PATIENCE,
-            };
-            tokio::time::sleep(grace).await;
-            if output.bytes() == bytes {
-                return;
-            }
-        }
-    }
-
-    /// Whether the upstream no longer holds the key: it was started anew, and the job's runner died with it.
-    async fn has_lost(&self, key: Option<&LoadKey>) -> bool {
-        let Some(key) = key else { return false };
-        let inventory = &self.tools.inventory;
-        let ps = inventory.ps(&self.tools.ollama).await;
-        ps.is_ok_and(|ps| ps.iter().all(|listed| !inventory.is_same(&listed.model, &key.model)))
-    }
-
     /// The original bytes, minus every top-level `keep_alive`: repeated on a busy runner it can deadlock Ollama. What the
     /// client asked for by it is foreman's to do. An unload request is one by its `keep_alive`, so it keeps it.
     fn body_to_send(&self, claim: &Claim, key: Option<&LoadKey>) -> Bytes {
@@ -167,6 +113,7 @@ impl Hands {
             Ok(request) => request,
             Err(text) => return Conclusion::failed(Fault::NoRoom, 500, text),
         };
+        fail_point::reach("request.before");
         let sent = self.tools.ollama.send(request);
         let response = match self.head_limit(claim, output) {
             Some(limit) => match tokio::time::timeout(limit, sent).await {
@@ -183,6 +130,7 @@ impl Hands {
         let kind = answer_kind(claim, response.headers());
         let is_error = !response.status().is_success();
         output.begin(head);
+        fail_point::reach("answer.head");
         let body = response.into_body();
         if is_error {
             self.drain_error(output, body).await
@@ -195,17 +143,6 @@ impl Hands {
                 }
                 conclusion => conclusion,
             }
-        }
-    }
-
-    /// How long the beginning of an answer is waited for. An unstreamed answer comes at the end of the work, however long
-    /// that is, and its client can leave; but nobody would ever end the wait for one whose client a restart has cut off.
-    fn head_limit(&self, claim: &Claim, output: &Output) -> Option<Duration> {
-        let idle_limit = self.settings.idle_limit;
-        match (claim.is_streamed, output.is_followed()) {
-            (true, _) => Some(idle_limit),
-            (false, true) => None,
-            (false, false) => Some(idle_limit * UNFOLLOWED_PATIENCE),
         }
     }
 
@@ -282,7 +219,9 @@ impl Hands {
                         || output.bytes() > HIDDEN_BYTES_MAX;
                     if is_stream && is_begun && !output.is_shown() {
                         output.show();
+                        fail_point::reach("answer.shown");
                     }
+                    fail_point::reach("answer.chunk");
                 }
                 Ok(None) => break None,
                 Err(ended) => break Some(ended),

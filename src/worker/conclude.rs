@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::domain::job::Event;
 use crate::domain::retry::{Charge, Exposure, Fault, Told, Verdict, judge};
+use crate::fail_point;
 use crate::store::{Answer, AnswerBody, Claim, Ending, GaveBack, GiveBack, StoreError};
 
 use super::delay::{chance, delay};
@@ -87,7 +88,7 @@ impl Hands {
             Conclusion::Stopped(text) => match exposure(&output) {
                 Exposure::Hidden => self.give_back(&claim, &output, Charge::Nothing, text).await,
                 Exposure::Shown => {
-                    let refusal = refusal(503, format!("{text}; it is safe to try again"));
+                    let refusal = Refusal::new(503, format!("{text}; it is safe to try again"));
                     self.finish(
                         claim,
                         output,
@@ -96,16 +97,16 @@ impl Hands {
                 }
             },
             Conclusion::Answered { fault, text } => {
-                let refusal = Refusal { is_told: true, ..refusal(502, text) };
+                let refusal = Refusal { is_told: true, ..Refusal::new(502, text) };
                 self.judge_and_act(claim, output, fault, refusal, HasAnswer::Yes).await;
             }
             Conclusion::Told { fault, text } => {
                 // A line that nobody has seen is told in the shape of an answer instead.
-                let refusal = Refusal { is_told: output.is_shown(), ..refusal(502, text) };
+                let refusal = Refusal { is_told: output.is_shown(), ..Refusal::new(502, text) };
                 self.judge_and_act(claim, output, fault, refusal, HasAnswer::No).await;
             }
             Conclusion::Failed { fault, status, text } => {
-                self.judge_and_act(claim, output, fault, refusal(status, text), HasAnswer::No)
+                self.judge_and_act(claim, output, fault, Refusal::new(status, text), HasAnswer::No)
                     .await;
             }
         }
@@ -168,13 +169,15 @@ impl Hands {
         }
         let (tools, handle) = (self.tools.clone(), self.handle.clone());
         self.tools.tasks.spawn(async move {
+            fail_point::reach("outcome.before");
             let is_ours = record(&tools, &claim, &output, &finish).await;
+            fail_point::reach("outcome.committed");
             log(&tools, &claim, &output, &finish, is_ours);
             if finish.keeps_answer() == HasAnswer::No || !is_ours {
                 output.discard_file();
             }
             output.end(if is_ours { finish.end() } else { End::Broken(not_recorded()) });
-            handle.outputs().forget(claim.id);
+            handle.outputs().forget_this(claim.id, &output);
             if is_ours {
                 finish.count(&handle);
             }
@@ -192,13 +195,15 @@ async fn put_back(
 ) -> Result<(), StoreError> {
     // Before the write: right after it the job may be claimed again.
     output.put_back();
+    fail_point::reach("give_back.before");
     match tools.store.give_back(claim.seq, claim.lease_epoch, back.clone()).await {
-        Ok(GaveBack::Queued) => Ok(()),
+        Ok(GaveBack::Queued) => {
+            fail_point::reach("give_back.committed");
+            Ok(())
+        }
         Ok(GaveBack::Cancelled) => {
             tracing::info!(job.id = %claim.id, "job cancelled, instead of being tried again");
-            output.end(Finish::Cancelled.end());
-            handle.outputs().forget(claim.id);
-            handle.cancelled(claim.id);
+            handle.cancelled_waiting(claim.id, output);
             Ok(())
         }
         Ok(GaveBack::LeaseLost) => {
@@ -258,7 +263,7 @@ impl Finish {
         match self {
             Finish::Done | Finish::Failed { has_answer: HasAnswer::Yes, .. } => End::Whole,
             Finish::Failed { refusal, .. } => End::Broken(refusal.clone()),
-            Finish::Cancelled => End::Broken(refusal(499, "the job was cancelled".to_owned())),
+            Finish::Cancelled => End::Broken(Refusal::cancelled()),
         }
     }
 
@@ -347,7 +352,7 @@ async fn answer_of(output: &Arc<Output>) -> Result<Option<Answer>, StoreError> {
             let (synced, name) = (Arc::clone(output), output.file_name());
             let outcome = tokio::task::spawn_blocking(move || synced.sync_file()).await;
             let outcome = outcome.map_err(std::io::Error::other).and_then(|outcome| outcome);
-            outcome.map_err(|fault| StoreError::file(output.file_path(), &fault))?;
+            outcome.map_err(|fault| StoreError::file(&output.file_path(), &fault))?;
             AnswerBody::File { name, bytes: output.bytes() }
         }
     };
@@ -389,12 +394,5 @@ fn exposure(output: &Output) -> Exposure {
 
 /// An outcome that was not written is not told: the job runs again after the next start.
 fn not_recorded() -> Refusal {
-    refusal(
-        503,
-        "foreman stopped before the answer was recorded; it is safe to try again".to_owned(),
-    )
-}
-
-fn refusal(status: u16, text: String) -> Refusal {
-    Refusal { status, text, retry_after_s: None, is_told: false }
+    Refusal::new(503, "foreman stopped before the answer was recorded; it is safe to try again")
 }

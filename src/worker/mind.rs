@@ -112,6 +112,18 @@ impl Mind {
         inner.learning.returns.came_back(followed?.job.0.0, &text, now_ms)
     }
 
+    /// Jobs were admitted that follow on nothing; this is the last arrival number.
+    pub(super) fn admitted(&self, last_seq: i64) {
+        let inner = &mut *self.lock();
+        inner.last_seq = inner.last_seq.max(last_seq);
+    }
+
+    /// What a load of a lane's key and a job of it are expected to take, in milliseconds.
+    pub(super) fn expected_ms(&self, lane: &str) -> (i64, i64) {
+        let learning = &self.lock().learning;
+        (learning.load_times.expected_ms(lane, None), learning.rates.expected_service_ms(lane))
+    }
+
     /// A job on a key has ended with an answer; `service_ms` is what it took, where that is a measure.
     pub(super) fn served(&self, id: JobId, key: &LoadKey, service_ms: Option<i64>, now_ms: i64) {
         let inner = &mut *self.lock();

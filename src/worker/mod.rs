@@ -14,6 +14,7 @@ mod look;
 mod mind;
 pub mod output;
 mod outputs;
+mod patience;
 mod run;
 mod swap;
 mod watch;
@@ -36,7 +37,7 @@ use crate::store::{Learned, Store};
 pub use border::BorderHold;
 use border::Chore;
 use flight::InFlight;
-pub use handle::{Counts, WorkerHandle};
+pub use handle::{Counts, Forecast, WorkerHandle};
 pub use mind::Arrival;
 use mind::Mind;
 

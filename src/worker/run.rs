@@ -6,6 +6,7 @@ use crate::clock;
 use crate::domain::job::{Class, Event};
 use crate::domain::model::{LoadKey, ModelName};
 use crate::domain::schedule::{Decision, Lane, Reason, decide};
+use crate::fail_point;
 use crate::store::{Claim, StoreError, WaitingLane};
 
 use super::Worker;
@@ -154,7 +155,11 @@ impl Worker {
         class: Class,
         event: Event,
     ) -> Result<Option<Claim>, StoreError> {
-        self.hands.tools.store.claim(lane, class, event, self.hands.now_ms()).await
+        let claim = self.hands.tools.store.claim(lane, class, event, self.hands.now_ms()).await?;
+        if claim.is_some() {
+            fail_point::reach("claim.committed");
+        }
+        Ok(claim)
     }
 
     async fn dispatch(
@@ -166,7 +171,7 @@ impl Worker {
         let claim = self.claim(lane.to_string(), class, Event::ClaimToWork).await?;
         let Some(claim) = claim else { return Ok(Turn::Acted) };
         tracing::debug!(job.id = %claim.id, job.lane = %lane, reason = reason.name(), "job claimed");
-        let output = self.hands.handle.outputs().open(claim.id);
+        let output = self.hands.handle.outputs().begin(claim.id);
         output.take_off(claim.lease_epoch, claim.is_async);
         self.take_off(claim, lane, 0);
         Ok(Turn::Acted)
@@ -181,7 +186,7 @@ impl Worker {
     ) {
         let hands = &self.hands;
         tracing::debug!(job.id = %claim.id, load.key = %load, reason = reason.name(), "job claimed to load");
-        let output = hands.handle.outputs().open(claim.id);
+        let output = hands.handle.outputs().begin(claim.id);
         output.take_off(claim.lease_epoch, claim.is_async);
         let began_ms = hands.now_ms();
         if output.is_abandoned() {
@@ -200,7 +205,10 @@ impl Worker {
         let now_ms = hands.now_ms();
         let load_ms = now_ms - began_ms;
         match hands.tools.store.loaded(claim.seq, claim.lease_epoch, load_ms, now_ms).await {
-            Ok(true) => self.take_off(claim, Lane::Key(load.clone()), load_ms),
+            Ok(true) => {
+                fail_point::reach("loaded.committed");
+                self.take_off(claim, Lane::Key(load.clone()), load_ms);
+            }
             Ok(false) => tracing::error!(job.id = %claim.id, "the lease of a loading job was lost"),
             Err(fault) => {
                 hands.conclude(claim, output, Conclusion::Stopped(fault.to_string())).await;

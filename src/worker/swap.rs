@@ -9,6 +9,7 @@ use crate::domain::learning::Models;
 use crate::domain::model::{LoadKey, ModelName};
 use crate::domain::retry::{Fault, Told, told_by_status};
 use crate::domain::schedule::Reason;
+use crate::fail_point;
 use crate::ollama::client::SendError;
 use crate::store::StoreError;
 
@@ -64,6 +65,7 @@ impl Hands {
         let name = installed
             .as_ref()
             .map_or_else(|| load.model.to_string(), |entry| entry.display.clone());
+        fail_point::reach("load.before");
         let reply = match self.watch(self.tools.ollama.load(&name, load, LOAD_MAX)).await {
             Watched::Ended(reply) => reply,
             Watched::Wedged => {
@@ -76,6 +78,7 @@ impl Hands {
         let now_ms = self.now_ms();
         match reply {
             Ok(reply) if reply.status == 200 => {
+                fail_point::reach("load.after");
                 let took_ms = now_ms - began_ms;
                 self.tools.residency.loaded(load, self.settings.keep_alive, now_ms);
                 let size_bytes = installed.and_then(|entry| entry.size_bytes);
@@ -214,6 +217,7 @@ impl Hands {
     /// can no longer be unloaded by name: that is logged and no fault.
     pub(super) async fn unload(&self, model: &ModelName) -> Result<(), Conclusion> {
         let began_ms = self.now_ms();
+        fail_point::reach("unload.before");
         let reply = match self.tools.ollama.unload(model.as_str()).await {
             Ok(reply) => reply,
             Err(fault) => {
@@ -223,6 +227,7 @@ impl Hands {
         };
         if reply.status == 200 {
             self.wait_until_gone(model).await;
+            fail_point::reach("unload.after");
             self.tools.residency.unloaded(model);
             tracing::debug!(model.name = %model, unload.ms = self.now_ms() - began_ms, "model unloaded");
             return Ok(());

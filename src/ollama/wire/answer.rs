@@ -120,6 +120,7 @@ impl AnswerScanner {
             Framing::Events(dialect, mut lines) => {
                 let mut at = 0;
                 while let Some(event) = lines.next(chunk, &mut at) {
+                    self.learn(&event.record);
                     self.apply(meaning_of_event(dialect, &event));
                 }
                 self.framing = Framing::Events(dialect, lines);
@@ -175,6 +176,7 @@ impl AnswerScanner {
             Framing::Events(dialect, lines) => {
                 if let Some(mut event) = lines.finish() {
                     event.record.end();
+                    self.learn(&event.record);
                     self.apply(meaning_of_event(dialect, &event));
                 }
             }
@@ -319,6 +321,23 @@ mod tests {
         let usage = scanner.usage();
         let found = (usage.load_duration_ns, usage.prompt_eval_count, usage.eval_count);
         assert_eq!(found, (Some(956_264), Some(17), Some(5)));
+    }
+
+    #[test]
+    fn counters_of_v1_come_from_their_usage() {
+        let counted = |kind, answer: &str| {
+            let mut scanner = AnswerScanner::new(kind);
+            scanner.feed(answer.as_bytes());
+            (scanner.usage().prompt_eval_count, scanner.usage().eval_count)
+        };
+        let usage = r#""usage":{"prompt_tokens":7,"completion_tokens":5,"total_tokens":12}"#;
+        let body = format!("{{\"choices\":[{{\"usage\":{{\"prompt_tokens\":1}}}}],{usage}}}");
+        assert_eq!(counted(AnswerKind::JsonBody, &body), (Some(7), Some(5)));
+        let stream = format!("data: {{\"usage\":null}}\n\ndata: {{{usage}}}\n\ndata: [DONE]\n\n");
+        assert_eq!(counted(AnswerKind::OpenAiStream, &stream), (Some(7), Some(5)));
+        let delta = "event: message_delta\ndata: {\"type\":\"message_delta\",\"usage\":{\"input_tokens\":3,\"output_tokens\":4}}\n\n";
+        assert_eq!(counted(AnswerKind::MessagesStream, delta), (Some(3), Some(4)));
+        assert_eq!(counted(AnswerKind::JsonBody, r#"{"usage":[1]}"#), (None, None));
     }
 
     #[test]

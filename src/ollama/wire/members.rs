@@ -58,6 +58,12 @@ pub struct Members<'a> {
 }
 
 impl Members<'_> {
+    /// Whether nothing but white space follows the object; known once the iterator has ended.
+    #[must_use]
+    pub fn is_alone(&self) -> bool {
+        self.bytes.get(self.at..).is_some_and(|rest| rest.iter().all(|byte| is_space(*byte)))
+    }
+
     fn read(&mut self) -> Result<Option<Member>, Fault> {
         let mut member = Member { key: 0..0, value: 0..0, kind: Kind::Null, comma: None };
         while let Some(event) = self.scanner.next(self.bytes, &mut self.at)? {
@@ -94,7 +100,7 @@ impl Iterator for Members<'_> {
 }
 
 /// The elements of an array, given with its brackets, without the white space around them. What is malformed ends them.
-pub(super) fn elements(array: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub fn elements(array: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut at = 1;
     std::iter::from_fn(move || {
         at += array.get(at..)?.iter().position(|byte| !is_space(*byte) && *byte != b',')?;

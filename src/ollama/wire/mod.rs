@@ -1,12 +1,15 @@
 //! Ollama's wire format, read but never re-encoded.
 //!
 //! What a request asks for ([`peek`]), the body without its `keep_alive` ([`cut`]), what it goes on
-//! from ([`chain`]), and whether an answer is whole ([`answer`]). Everything here is synchronous and works on byte ranges of the
-//! original: no byte a client or Ollama sent is ever written anew.
+//! from ([`chain`]), which requests are equal ([`canonical`]), whether an answer is whole ([`answer`]), and a streamed answer as
+//! one object ([`fold`]). Everything here is synchronous and works on byte ranges of the original: no byte a client or Ollama
+//! sent is ever written anew.
 
 pub mod answer;
+pub mod canonical;
 pub mod chain;
 pub mod cut;
+pub mod fold;
 pub mod json;
 pub mod keep_alive;
 mod meaning;
@@ -19,6 +22,7 @@ mod properties;
 mod record;
 pub mod request;
 pub mod scanner;
+pub mod sole;
 mod sse;
-pub(super) mod text;
+pub mod text;
 pub mod unstreamed;

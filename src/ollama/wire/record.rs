@@ -51,9 +51,10 @@ enum Field {
     EvalCount,
     PromptEvalCount,
     LoadDuration,
+    Usage,
 }
 
-const FIELDS: [(&str, Field); 7] = [
+const FIELDS: [(&str, Field); 8] = [
     ("done", Field::Done),
     ("error", Field::Error),
     ("message", Field::Message),
@@ -61,6 +62,7 @@ const FIELDS: [(&str, Field); 7] = [
     ("eval_count", Field::EvalCount),
     ("prompt_eval_count", Field::PromptEvalCount),
     ("load_duration", Field::LoadDuration),
+    ("usage", Field::Usage),
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -178,6 +180,12 @@ impl Record {
             Field::EvalCount => self.facts.usage.eval_count = count(),
             Field::PromptEvalCount => self.facts.usage.prompt_eval_count = count(),
             Field::LoadDuration => self.facts.usage.load_duration_ns = count(),
+            Field::Usage if kind == Kind::Object => {
+                let (prompt, output) = usage_of(kept);
+                self.facts.usage.prompt_eval_count = prompt;
+                self.facts.usage.eval_count = output;
+            }
+            Field::Usage => {}
         }
     }
 }
@@ -191,6 +199,24 @@ fn error_text(kind: Kind, value: &[u8]) -> Option<String> {
         Kind::Number | Kind::Bool | Kind::Array => lossy(value),
     };
     (!text.is_empty()).then_some(text)
+}
+
+/// The tokens of a prompt and of an answer in a `usage` object of /v1: OpenAI's names, or Anthropic's.
+fn usage_of(object: &[u8]) -> (Option<u64>, Option<u64>) {
+    const PROMPT: [&str; 2] = ["prompt_tokens", "input_tokens"];
+    const OUTPUT: [&str; 2] = ["completion_tokens", "output_tokens"];
+    let Ok(Document::Object(members)) = open(object) else { return (None, None) };
+    let (mut prompt, mut output) = (None, None);
+    for member in members.map_while(Result::ok) {
+        let key = &object[member.key.clone()];
+        let count = || str::from_utf8(&object[member.value.clone()]).ok()?.parse().ok();
+        if PROMPT.iter().any(|name| key_is(key, name)) {
+            prompt = count();
+        } else if OUTPUT.iter().any(|name| key_is(key, name)) {
+            output = count();
+        }
+    }
+    (prompt, output)
 }
 
 fn lossy(value: &[u8]) -> String {

@@ -81,11 +81,12 @@ impl Scanner {
     ///
     /// # Errors
     ///
-    /// [`Fault::Malformed`] or [`Fault::TooDeep`]; the scanner must not be used afterwards.
+    /// [`Fault::Malformed`] or [`Fault::TooDeep`], with `*at` on the byte that is wrong; the scanner must not be used
+    /// afterwards.
     pub fn next(&mut self, chunk: &[u8], at: &mut usize) -> Result<Option<Event>, Fault> {
         while let Some(&byte) = chunk.get(*at) {
             if self.state == State::Text {
-                *at += skip_plain_text(&chunk[*at..])?;
+                skip_plain_text(chunk, at)?;
                 let Some(&byte) = chunk.get(*at) else { break };
                 *at += 1;
                 if byte == b'\\' {
@@ -276,12 +277,18 @@ fn take(event: Option<Event>) -> Step {
     event.map_or(Step::Take, Step::TakeAnd)
 }
 
-/// Counts the bytes before the next quote or backslash; control characters are an error.
-fn skip_plain_text(rest: &[u8]) -> Result<usize, Fault> {
+/// Moves to the next quote or backslash, or to the first control character, which is an error.
+fn skip_plain_text(chunk: &[u8], at: &mut usize) -> Result<(), Fault> {
+    let rest = &chunk[*at..];
     let plain = memchr2(b'"', b'\\', rest).unwrap_or(rest.len());
     // Two passes that the compiler and memchr vectorise beat one that looks at each byte.
     let has_control = rest[..plain].iter().fold(false, |found, &byte| found | (byte < b' '));
-    if has_control { Err(Fault::Malformed) } else { Ok(plain) }
+    if has_control {
+        *at += rest.iter().position(|byte| *byte < b' ').unwrap_or(plain);
+        return Err(Fault::Malformed);
+    }
+    *at += plain;
+    Ok(())
 }
 
 #[cfg(test)]

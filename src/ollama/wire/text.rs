@@ -11,7 +11,8 @@ const KEY_BYTES_PER_CHAR_MAX: usize = 6;
 
 /// Whether a key, given with its quotes, names the struct field `name` for Go: without regard to
 /// case, and escapes count. `name` is lower-case ASCII.
-pub(super) fn key_names(key: &[u8], name: &str) -> bool {
+#[must_use]
+pub fn key_names(key: &[u8], name: &str) -> bool {
     let raw = inside(key);
     if raw.len() == name.len() {
         return raw.eq_ignore_ascii_case(name.as_bytes());
@@ -23,12 +24,18 @@ pub(super) fn key_names(key: &[u8], name: &str) -> bool {
 }
 
 /// Whether a key, given with its quotes, spells exactly `name`, as a Go map or a client matches it.
-pub(super) fn key_is(key: &[u8], name: &str) -> bool {
+#[must_use]
+pub fn key_is(key: &[u8], name: &str) -> bool {
     let raw = inside(key);
     raw == name.as_bytes()
         || (raw.len() <= name.len() * KEY_BYTES_PER_CHAR_MAX
             && raw.contains(&b'\\')
             && decode(key) == name)
+}
+
+/// A key, already decoded, as Go compares it with the names of fields.
+pub(super) fn folded(key: &str) -> String {
+    key.chars().map(fold).collect()
 }
 
 fn fold(character: char) -> char {
@@ -46,7 +53,8 @@ fn inside(quoted: &[u8]) -> &[u8] {
 
 /// Decodes a JSON string, given with its quotes, as Go does: U+FFFD for each byte that is not UTF-8
 /// and for each lone surrogate. A string that was cut off loses at most its last escape.
-pub(super) fn decode(quoted: &[u8]) -> String {
+#[must_use]
+pub fn decode(quoted: &[u8]) -> String {
     let mut rest = quoted.strip_prefix(b"\"").unwrap_or(quoted);
     let mut text = String::new();
     while let Some(stop) = memchr::memchr2(b'"', b'\\', rest) {

@@ -138,21 +138,12 @@ impl Follower {
 
 /// What a follower is told whose attempt is not the job's any more.
 fn replaced(attempt: i64) -> Refusal {
-    Refusal {
-        status: 409,
-        text: format!(
-            "attempt {attempt} ended without a whole answer and the job is tried again; what came of it is void"
-        ),
-        retry_after_s: None,
-        is_told: false,
-    }
+    let text = format!(
+        "attempt {attempt} ended without a whole answer and the job is tried again; what came of it is void"
+    );
+    Refusal::new(409, text)
 }
 
 fn unreadable(fault: &std::io::Error) -> Refusal {
-    Refusal {
-        status: 500,
-        text: format!("the kept answer cannot be read: {fault}"),
-        retry_after_s: None,
-        is_told: false,
-    }
+    Refusal::new(500, format!("the kept answer cannot be read: {fault}"))
 }

@@ -6,8 +6,7 @@
 //! start over later, too: the bytes belong to an attempt, and whoever follows one that is replaced is told and cut.
 
 use std::fs::File;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -16,6 +15,8 @@ use tokio_util::sync::CancellationToken;
 
 mod follower;
 mod parts;
+mod progress;
+mod spill;
 
 pub use follower::{BeyondEnd, Follower, Next};
 pub use parts::{End, Head, Kept, Opening, Refusal, Timings};
@@ -41,6 +42,8 @@ struct Inner {
     timings: Timings,
     chunks: Vec<Bytes>,
     file: Option<Arc<File>>,
+    /// Where that file is.
+    file_path: PathBuf,
     bytes: u64,
     is_shown: bool,
     /// A client waits, or has waited, for it. Nobody waits for a job that a restart brought back: its stream may start
@@ -73,7 +76,7 @@ pub enum KeepError {
 }
 
 impl Output {
-    /// An empty output. `spill_path` is where a large answer goes; `bytes_max` is the most it may hold.
+    /// An empty output. `spill_path` is where a large answer goes, with the number of its attempt behind it; `bytes_max` is the most it may hold.
     pub fn new(spill_path: PathBuf, bytes_max: u64) -> Output {
         Output {
             inner: Mutex::default(),
@@ -152,7 +155,7 @@ impl Output {
             return;
         }
         if inner.file.is_some() {
-            drop(std::fs::remove_file(&self.spill_path));
+            drop(std::fs::remove_file(&inner.file_path));
         }
         *inner = Inner {
             timings,
@@ -178,7 +181,7 @@ impl Output {
     /// [`KeepError::TooLong`] beyond the limit, [`KeepError::Disk`] if the file cannot be written.
     pub async fn push(self: &Arc<Self>, chunk: Bytes) -> Result<(), KeepError> {
         let chunk_bytes = u64::try_from(chunk.len()).unwrap_or(u64::MAX);
-        let must_spill = {
+        let (must_spill, attempt) = {
             let mut inner = self.lock();
             if inner.bytes.saturating_add(chunk_bytes) > self.bytes_max {
                 return Err(KeepError::TooLong(self.bytes_max));
@@ -188,11 +191,11 @@ impl Output {
                 inner.bytes += chunk_bytes;
                 inner.chunks.push(chunk.clone());
             }
-            !fits
+            (!fits, inner.timings.attempt)
         };
         if must_spill {
             let output = Arc::clone(self);
-            tokio::task::spawn_blocking(move || output.spill(&chunk))
+            tokio::task::spawn_blocking(move || output.spill(attempt, &chunk))
                 .await
                 .map_err(|fault| KeepError::Disk(fault.to_string()))?
                 .map_err(|fault| KeepError::Disk(fault.to_string()))?;
@@ -218,31 +221,6 @@ impl Output {
     /// Whether the job outlives its caller.
     pub fn is_async(&self) -> bool {
         self.lock().is_async
-    }
-
-    /// Notes how many records of a stream have come.
-    pub fn count_records(&self, records: u64) {
-        self.lock().records = records;
-    }
-
-    /// Records of a stream so far.
-    pub fn records(&self) -> u64 {
-        self.lock().records
-    }
-
-    /// Changes what was measured.
-    pub fn measure(&self, change: impl FnOnce(&mut Measured)) {
-        change(&mut self.lock().measured);
-    }
-
-    /// What was measured on the attempt.
-    pub fn measured(&self) -> Measured {
-        self.lock().measured
-    }
-
-    /// Whether a client waits, or has waited, for it.
-    pub fn is_followed(&self) -> bool {
-        self.lock().is_followed
     }
 
     /// Makes the answer visible from its first byte on, if anybody waits for it or the job outlives its caller. From here on
@@ -301,40 +279,6 @@ impl Output {
             (None, _) => Some(Bytes::new()),
             (Some(only), 1) => Some(only.clone()),
             (Some(_), _) => Some(Bytes::from(inner.chunks.concat())),
-        }
-    }
-
-    /// Flushes the file to disk, with its folder, so that a row may name it.
-    ///
-    /// # Errors
-    /// The system's. Blocks.
-    pub fn sync_file(&self) -> std::io::Result<()> {
-        let file = self.lock().file.clone();
-        if let Some(file) = file {
-            file.sync_all()?;
-            if let Some(folder) = self.spill_path.parent() {
-                File::open(folder)?.sync_all()?;
-            }
-        }
-        Ok(())
-    }
-
-    /// The file of a large answer.
-    pub fn file_path(&self) -> &Path {
-        &self.spill_path
-    }
-
-    /// The name of the file, without its folder.
-    pub fn file_name(&self) -> String {
-        self.spill_path
-            .file_name()
-            .map_or_else(String::new, |name| name.to_string_lossy().into_owned())
-    }
-
-    /// Removes the file of an answer that is not kept.
-    pub fn discard_file(&self) {
-        if self.lock().file.is_some() {
-            drop(std::fs::remove_file(&self.spill_path));
         }
     }
 
@@ -399,42 +343,6 @@ impl Output {
             })),
             (_, None) | (Some(_), Some(End::Whole)) => None,
         }
-    }
-
-    fn spill(&self, chunk: &[u8]) -> std::io::Result<()> {
-        let (file, before) = {
-            let inner = self.lock();
-            let before = if inner.file.is_none() { inner.chunks.clone() } else { Vec::new() };
-            (inner.file.clone(), before)
-        };
-        let file = match file {
-            Some(file) => file,
-            None => {
-                let file = self.create_file()?;
-                let mut writer: &File = &file;
-                for earlier in &before {
-                    writer.write_all(earlier)?;
-                }
-                Arc::new(file)
-            }
-        };
-        let mut writer: &File = &file;
-        writer.write_all(chunk)?;
-        let mut inner = self.lock();
-        inner.file = Some(file);
-        inner.bytes += u64::try_from(chunk.len()).unwrap_or(u64::MAX);
-        Ok(())
-    }
-
-    fn create_file(&self) -> std::io::Result<File> {
-        if let Some(folder) = self.spill_path.parent() {
-            let mut builder = std::fs::DirBuilder::new();
-            std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-            builder.recursive(true).create(folder)?;
-        }
-        let mut options = File::options();
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        options.read(true).write(true).create(true).truncate(true).open(&self.spill_path)
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

@@ -48,6 +48,23 @@ pub struct Refusal {
     pub is_told: bool,
 }
 
+impl Refusal {
+    /// The job was cancelled.
+    pub fn cancelled() -> Refusal {
+        Refusal::new(499, "the job was cancelled")
+    }
+
+    /// The deadline of the job passed.
+    pub fn late() -> Refusal {
+        Refusal::new(504, "the deadline passed before it was done")
+    }
+
+    /// A refusal without advice.
+    pub fn new(status: u16, text: impl Into<String>) -> Refusal {
+        Refusal { status, text: text.into(), retry_after_s: None, is_told: false }
+    }
+}
+
 /// How an answer ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum End {

@@ -71,7 +71,7 @@ async fn a_follower_of_a_large_answer_reads_memory_then_file_while_it_grows() {
     assert_eq!(end, End::Whole);
     assert!(bytes == expected, "{} of {} bytes", bytes.len(), expected.len());
     assert_eq!(output.in_memory(), None);
-    let kept = std::fs::read(folder.path().join("answers").join("one")).unwrap();
+    let kept = std::fs::read(output.file_path()).unwrap();
     assert!(kept == expected, "the file holds the whole answer");
 }
 
@@ -109,4 +109,53 @@ async fn a_stream_that_nobody_follows_is_not_shown_and_may_start_over() {
     assert!(!output.is_shown());
     output.start_over(Timings::default());
     assert_eq!(output.bytes(), 0);
+}
+
+fn attempt(number: i64) -> Timings {
+    Timings { attempt: number, ..Timings::default() }
+}
+
+/// An async job is tried again though its answer was shown: who follows the first attempt gets no byte of the second.
+#[tokio::test]
+async fn a_replaced_attempt_cuts_its_followers_and_the_next_one_has_its_own_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = Arc::new(Output::new(folder.path().join("one"), 10_000_000));
+    output.take_off(1, true);
+    output.start_over(attempt(1));
+    output.begin(head());
+    output.push(Bytes::from_static(b"first")).await.unwrap();
+    output.show();
+    let mut follower = Follower::behind(Arc::clone(&output), 1, 2).unwrap();
+    assert_eq!(follower.next().await, Next::Bytes(Bytes::from_static(b"rst")));
+    output.put_back();
+    let Next::End(End::Broken(refusal)) = follower.next().await else { panic!("not cut") };
+    assert!(refusal.text.contains("attempt 1"), "{}", refusal.text);
+    output.take_off(2, true);
+    output.start_over(attempt(2));
+    output.begin(head());
+    output.push(Bytes::from_static(b"second")).await.unwrap();
+    output.show();
+    assert!(matches!(follower.next().await, Next::End(End::Broken(_))));
+    output.end(End::Whole);
+    let mut second = Follower::new(Arc::clone(&output), 2);
+    assert_eq!(second.next().await, Next::Bytes(Bytes::from_static(b"second")));
+    assert_eq!(second.next().await, Next::End(End::Whole));
+    assert_eq!(Follower::behind(Arc::clone(&output), 2, 7).unwrap_err(), BeyondEnd(6));
+}
+
+/// The blocking write of an attempt that was cut may end after the next one has begun.
+#[tokio::test]
+async fn a_late_write_of_a_replaced_attempt_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = Arc::new(Output::new(folder.path().join("one"), 10_000_000));
+    output.take_off(1, true);
+    output.start_over(attempt(1));
+    output.take_off(2, true);
+    output.start_over(attempt(2));
+    output.begin(head());
+    output.push(Bytes::from_static(b"second")).await.unwrap();
+    output.spill(1, b"late").unwrap();
+    output.end(End::Whole);
+    assert_eq!(output.in_memory(), Some(Bytes::from_static(b"second")));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }

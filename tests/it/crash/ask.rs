@@ -66,6 +66,11 @@ impl Ask {
         }
     }
 
+    /// This request.
+    pub(super) fn new(tag: &str, shape: Shape, is_streamed: bool, model: &'static str) -> Ask {
+        Ask { tag: tag.to_owned(), shape, is_streamed, model, tokens: 12 }
+    }
+
     fn prompt(&self) -> String {
         format!("{} went down to the sea", self.tag)
     }

@@ -84,6 +84,29 @@ impl Load {
         self.scene.send_modify(|scene| scene.is_over = true);
     }
 
+    /// Notes that the client of this request leaves on purpose.
+    pub(super) fn leaves(&self, ask: &Ask) {
+        let mut known = self.known();
+        known.asks.insert(ask.tag.clone(), ask.clone());
+        known.fates.insert(ask.tag.clone(), Fate::Left);
+    }
+
+    /// Waits until the watcher sees that so many jobs wait or run.
+    pub(super) async fn opened(&self, open: u64) {
+        self.when(|scene| scene.open == open).await;
+    }
+
+    /// Waits until the watcher has looked once more.
+    pub(super) async fn looked(&self) {
+        let looks = self.scene.borrow().looks;
+        self.when(|scene| scene.looks > looks || scene.is_over).await;
+    }
+
+    /// Whether the clients are to go.
+    pub(super) fn is_over(&self) -> bool {
+        self.scene.borrow().is_over
+    }
+
     /// Waits until the watcher sees that no job waits or runs.
     pub(super) async fn drained(&self) {
         let looks = self.scene.borrow().looks;
@@ -160,6 +183,19 @@ pub(super) async fn client(load: Arc<Load>, number: u64, mut random: Random) {
         }
     }
 }
+
+/// Asks one thing, and stays; notes what it is told.
+pub(super) async fn ask_and_stay(load: Arc<Load>, addr: SocketAddr, ask: Ask) {
+    load.known().asks.insert(ask.tag.clone(), ask.clone());
+    let fate = ask_for(&load, addr, &ask, STAYS).await;
+    // Who was sent away without a job has nothing to compare.
+    if !matches!(&fate, Fate::Told(told) if told.id.is_none()) {
+        load.known().fates.insert(ask.tag, fate);
+    }
+}
+
+/// The manner of a client that stays to the end.
+const STAYS: u64 = 9;
 
 /// Seven of ten clients stay; one leaves while it waits, two when the answer has begun.
 async fn ask_for(load: &Load, addr: SocketAddr, ask: &Ask, manner: u64) -> Fate {

@@ -1,11 +1,15 @@
 //! What is promised outlives kill -9: no acknowledged job is lost, and none has two outcomes.
 //!
-//! `load` asks (what `ask` holds), `oracle` compares; `restart` holds the deaths and stops that are not random.
+//! `load` asks (what `ask` holds), `oracle` compares; `points` dies between every two steps, `restart` holds the other
+//! deaths and stops that are not random, `torn` has the power fail, `disk` the disk.
 
 mod ask;
+mod disk;
 mod load;
 mod oracle;
+mod points;
 mod restart;
+mod torn;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -194,6 +198,17 @@ fn fault(random: &mut Random) -> Fault {
     };
     let path = random.one_of(&Shape::ALL).path();
     Fault::new(action).path(path).skip(random.below(4))
+}
+
+/// Says that a test was not run for want of something; fails where everything must be there.
+fn not_run(needs: &str) {
+    report(&format!("not run: needs {needs}"));
+    assert!(!is_set("FOREMAN_TEST_REQUIRE_ALL"), "FOREMAN_TEST_REQUIRE_ALL: needs {needs}");
+}
+
+#[expect(clippy::disallowed_methods, reason = "a setting of the tests, not of foreman")]
+fn is_set(name: &str) -> bool {
+    std::env::var(name).is_ok_and(|text| !text.is_empty())
 }
 
 #[expect(clippy::disallowed_methods, reason = "a setting of the tests, not of foreman")]

@@ -267,6 +267,8 @@ fn is_true(ask: &Ask, told: &Told, job: &Job) -> bool {
         (200, false) => job.state == "done" && was_recorded && is_stored,
         // Streamed bytes do not wait for the commit: a kill between the two makes the job run once more, to its end.
         (200, true) => (job.state == "done" && is_stored) || job.interruptions > 0,
+        // Sent away by a daemon whose disk had failed: the outcome was not recorded, and the next daemon ran it again.
+        (503, _) if job.interruptions > 0 => true,
         _ => job.state == "failed" && was_recorded,
     }
 }

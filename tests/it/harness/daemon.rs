@@ -1,6 +1,7 @@
 //! The real binary, to be killed.
 
 use std::net::SocketAddr;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Stdio;
 
@@ -52,12 +53,37 @@ impl Daemon {
         tokio::time::timeout(DEADLINE, refused).await.expect("it still takes connections");
     }
 
+    /// Waits for its death at an armed fail point; fails if it ends in any other way.
+    pub(crate) async fn dies(mut self) {
+        let status = tokio::time::timeout(DEADLINE, self.child.wait()).await;
+        died(status.expect("the fail point was never reached").unwrap());
+        without_errors(self.reading).await;
+    }
+
+    /// Waits for the end of one whose disk fails; its exit code, and the errors it logged.
+    pub(crate) async fn ended_with_errors(mut self) -> (Option<i32>, Vec<String>) {
+        let status = tokio::time::timeout(DEADLINE, self.child.wait()).await.unwrap().unwrap();
+        let errors = tokio::time::timeout(DEADLINE, self.reading).await.unwrap().unwrap();
+        (status.code(), errors)
+    }
+
+    /// Whether it has ended by itself.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
     /// Waits for its end; its exit code.
     pub(crate) async fn ended(mut self) -> Option<i32> {
         let status = tokio::time::timeout(DEADLINE, self.child.wait()).await.unwrap().unwrap();
         without_errors(self.reading).await;
         status.code()
     }
+}
+
+/// Fails unless this is an abort: the end that a fail point makes.
+fn died(status: std::process::ExitStatus) {
+    const SIGABRT: i32 = 6;
+    assert_eq!(status.signal(), Some(SIGABRT), "it did not die at the fail point: {status}");
 }
 
 async fn without_errors(reading: JoinHandle<Vec<String>>) {
@@ -75,26 +101,56 @@ pub(crate) struct Starting {
 impl Starting {
     /// Starts the process on a free port.
     pub(crate) fn begin(url: &str, db: &Path, flags: &[&str]) -> Starting {
-        let mut child = command(url, db, flags).spawn().unwrap();
+        Starting::spawn(command(url, db, flags))
+    }
+
+    /// The same, to die where `point` is reached (`foreman::fail_point`).
+    pub(crate) fn armed(url: &str, db: &Path, flags: &[&str], point: &str) -> Starting {
+        let mut command = command(url, db, flags);
+        command.env("FOREMAN_TEST_FAIL_POINT", point);
+        Starting::spawn(command)
+    }
+
+    /// Starts what was made by [`command`].
+    pub(crate) fn spawn(mut command: Command) -> Starting {
+        let mut child = command.spawn().unwrap();
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
         Starting { child, lines: Some(lines), seen: String::new() }
     }
 
     /// Waits until it serves; where. Cancel-safe.
     pub(crate) async fn serves(&mut self) -> SocketAddr {
+        let served = self.try_serves().await;
+        served.unwrap_or_else(|| panic!("foreman did not start:\n{}", self.seen))
+    }
+
+    /// Waits until it serves; `None` if it ends before that. Cancel-safe.
+    pub(crate) async fn try_serves(&mut self) -> Option<SocketAddr> {
         let lines = self.lines.as_mut().expect("it was asked before");
         let served = async {
             while let Some(line) = lines.next_line().await.unwrap() {
                 if line.contains("foreman serves") {
                     let addr = line.split("http.addr=").nth(1).unwrap();
-                    return addr.split_whitespace().next().unwrap().parse().unwrap();
+                    return Some(addr.split_whitespace().next().unwrap().parse().unwrap());
                 }
                 self.seen.push_str(&line);
                 self.seen.push('\n');
             }
-            panic!("foreman did not start:\n{}", self.seen);
+            None
         };
         tokio::time::timeout(DEADLINE, served).await.unwrap()
+    }
+
+    /// Waits for its death at an armed fail point, before it serves.
+    pub(crate) async fn dies(mut self) {
+        let served = self.try_serves().await;
+        assert_eq!(served, None, "it was to die before it serves");
+        died(tokio::time::timeout(DEADLINE, self.child.wait()).await.unwrap().unwrap());
+    }
+
+    /// Waits for its end before it serves; its exit code.
+    pub(crate) async fn ended(mut self) -> Option<i32> {
+        tokio::time::timeout(DEADLINE, self.child.wait()).await.unwrap().unwrap().code()
     }
 
     /// The daemon at that address.
@@ -127,6 +183,8 @@ pub(crate) fn command(url: &str, db: &Path, flags: &[&str]) -> Command {
         .arg("--db")
         .arg(db)
         .args(flags)
+        // Room for any disk that tests run on; a flag goes before it.
+        .env("FOREMAN_FREE_MIN", "1MiB")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())

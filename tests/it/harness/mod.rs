@@ -79,6 +79,8 @@ impl Foreman {
             ollama_url: given(url),
             db: given(db.to_str().unwrap()),
             retry_delay: given("20ms"),
+            // Room for any disk that tests run on.
+            free_min: given("1MiB"),
             poll_interval: given("1s"),
             // One worker model at a time, so that loads and evictions can be counted; `schedule` tries others.
             beside: given("off"),

@@ -1,0 +1,146 @@
+//! Foreman's asynchronous surface (docs/jobs.md): which path and method means what, and the answers of each. Errors are
+//! problems (RFC 9457).
+//!
+//! The handlers speak to the store and to the outputs; nothing here waits for Ollama or for the worker.
+
+mod act;
+mod batch;
+mod events;
+mod list;
+mod look;
+mod object;
+mod output;
+mod submit;
+mod target;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hyper::body::Incoming;
+use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::{Method, Request, Response as HttpResponse, StatusCode};
+use serde_json::Value;
+
+use crate::domain::job::JobId;
+use crate::ollama::client::{empty_body, full_body};
+use crate::store::{Sought, StoreError};
+
+use super::problem::{Code, Problem};
+use super::{Edge, Response, body};
+
+pub(super) use submit::{Native, respond_async};
+use target::Target;
+
+/// When to try again after a fault of the database.
+const STORE_RETRY_S: u64 = 5;
+
+/// The description of foreman's own routes.
+const OPENAPI: &str = include_str!("../../../docs/openapi.json");
+
+/// Answers a request to the asynchronous surface.
+pub(super) async fn answer(edge: &Arc<Edge>, request: Request<Incoming>) -> Response {
+    let target = match Target::of(request.uri().path(), request.method()) {
+        Ok(target) => target,
+        Err(problem) => {
+            body::linger(edge, request.into_body());
+            return problem.answer();
+        }
+    };
+    let is_head = request.method() == Method::HEAD;
+    let mut response =
+        serve(edge, target, request).await.unwrap_or_else(|problem| problem.answer());
+    if is_head {
+        *response.body_mut() = empty_body();
+    }
+    response
+}
+
+async fn serve(
+    edge: &Arc<Edge>,
+    target: Target,
+    request: Request<Incoming>,
+) -> Result<Response, Problem> {
+    match target {
+        Target::Submit => submit::submit(edge, request).await,
+        Target::SubmitMany => batch::submit_many(edge, request).await,
+        Target::List => list::list(edge, request.uri().query()).await,
+        Target::Job(id) => look::job(edge, id, &request).await,
+        Target::Output(id) => output::output(edge, id, &request).await,
+        Target::Artifact(id, name) => {
+            output::artifact(edge, id, &name, request.uri().query()).await
+        }
+        Target::Request(id) => output::request(edge, id, request.uri().query()).await,
+        Target::JobEvents(id) => events::of_job(edge, id, &request).await,
+        Target::Events => events::all(edge, &request).await,
+        Target::Cancel(id) => act::cancel(edge, id, request).await,
+        Target::Retry(id) => act::retry(edge, id, request).await,
+        Target::Delete(id) => act::delete(edge, id, request).await,
+        Target::RetryMany => act::retry_many(edge, request).await,
+        Target::PurgeMany => act::purge_many(edge, request).await,
+        Target::OpenApi => Ok(text(StatusCode::OK, "application/json", OPENAPI)),
+    }
+}
+
+/// A JSON document that changes from moment to moment.
+fn document(status: StatusCode, value: &Value) -> Response {
+    text(status, "application/json; charset=utf-8", format!("{value}\n"))
+}
+
+fn text(status: StatusCode, kind: &'static str, text: impl Into<Bytes>) -> Response {
+    let mut response = HttpResponse::new(full_body(text.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+/// What a client is told of a question that the store did not answer.
+fn unread(edge: &Edge, fault: &StoreError) -> Problem {
+    match fault {
+        StoreError::Closed if !edge.tasks.is_draining() => edge.tasks.break_down("store"),
+        _ => tracing::error!(db.error = %fault, "the database could not be asked"),
+    }
+    match fault {
+        StoreError::Full => {
+            Problem::new(Code::DiskFull, "the disk is full; nothing was changed, try again later")
+        }
+        _ => Problem::new(
+            Code::StoreUnavailable,
+            "the database does not answer; nothing was changed, try again",
+        ),
+    }
+    .retry_after(STORE_RETRY_S)
+}
+
+/// What was sought, or that it is not there.
+fn there<T>(id: JobId, sought: Sought<T>) -> Result<T, Problem> {
+    match sought {
+        Sought::There(found) => Ok(found),
+        Sought::Purged => Err(purged(id)),
+        Sought::Unknown => Err(unknown(id)),
+    }
+}
+
+fn unknown(id: JobId) -> Problem {
+    Problem::new(Code::UnknownJob, format!("there is no job {id}, and none was dropped lately"))
+        .job(id)
+}
+
+fn purged(id: JobId) -> Problem {
+    let text = format!("job {id} was there and was dropped: by its age, a purge or a delete");
+    Problem::new(Code::Purged, text).job(id)
+}
+
+/// That a job is not there: dropped, or never known.
+async fn missing(edge: &Edge, id: JobId) -> Problem {
+    match edge.store.job(id).await {
+        Ok(Sought::Purged) => purged(id),
+        Ok(_) => unknown(id),
+        Err(fault) => unread(edge, &fault),
+    }
+}
+
+fn stopping() -> Problem {
+    let text = "foreman is stopping; nothing was stored; it is safe to try again";
+    Problem::new(Code::Stopping, text).retry_after(STORE_RETRY_S)
+}

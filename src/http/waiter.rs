@@ -1,0 +1,96 @@
+//! A client that waits for a job on a connection of its own. Dropping it means that the client is gone.
+//!
+//! A job may have several: equal requests, and a key that is sent again, join it. The job is cancelled when the last one
+//! leaves, unless it outlives its caller.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::domain::job::JobId;
+use crate::fail_point;
+use crate::store::{Cancellation, StoreError};
+use crate::worker::output::Output;
+
+use super::Edge;
+
+/// A client that waits for a job.
+pub(super) struct Waiter {
+    edge: Arc<Edge>,
+    pub(super) id: JobId,
+    pub(super) output: Arc<Output>,
+    is_waiting: bool,
+    leaves: Leaves,
+}
+
+/// What it means for a job that its last client leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Leaves {
+    /// It is cancelled.
+    Cancelled,
+    /// It goes on.
+    Going,
+}
+
+impl Waiter {
+    /// A client that waits for an open job.
+    pub(super) fn new(edge: &Arc<Edge>, id: JobId, leaves: Leaves) -> Waiter {
+        Waiter::of(edge, id, edge.worker.outputs().open(id), leaves)
+    }
+
+    /// A client that waits for a job with this output.
+    pub(super) fn of(edge: &Arc<Edge>, id: JobId, output: Arc<Output>, leaves: Leaves) -> Waiter {
+        output.follow();
+        Waiter { edge: Arc::clone(edge), id, output, is_waiting: true, leaves }
+    }
+
+    /// From here on the client's leaving means nothing: it has its answer, or the job goes on without it.
+    pub(super) fn let_go(&mut self) {
+        self.is_waiting = false;
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        let others = self.output.unfollow();
+        // While the daemon stops, connections are closed by foreman, not by their clients: the jobs stay.
+        let tasks = &self.edge.tasks;
+        let is_over = self.output.has_ended();
+        let is_cut_by_us =
+            tasks.is_forced() || (tasks.is_draining() && !self.output.is_in_flight());
+        let goes_on = others > 0 || self.leaves == Leaves::Going;
+        if !self.is_waiting || is_over || is_cut_by_us || goes_on {
+            return;
+        }
+        self.output.abandon();
+        let (edge, id, output) = (Arc::clone(&self.edge), self.id, Arc::clone(&self.output));
+        let tasks = edge.tasks.clone();
+        tasks.spawn(async move {
+            while let Err(fault) = cancel(&edge, id, &output).await {
+                tracing::warn!(job.id = %id, db.error = %fault, "job not cancelled; trying again");
+                tokio::select! {
+                    () = tokio::time::sleep(CANCEL_PAUSE) => (),
+                    () = edge.tasks.draining() => return,
+                }
+            }
+        });
+    }
+}
+
+/// Pause between tries to cancel a job whose client is gone: a full disk may get room.
+const CANCEL_PAUSE: Duration = Duration::from_secs(1);
+
+/// Cancels a job whose client left while it waited.
+async fn cancel(edge: &Edge, id: JobId, output: &Output) -> Result<(), StoreError> {
+    fail_point::reach("cancel.before");
+    match edge.store.cancel_waiting(id, edge.clock.now_ms()).await? {
+        Cancellation::Cancelled => {
+            fail_point::reach("cancel.committed");
+            tracing::info!(job.id = %id, "job cancelled, its client left while it waited");
+            edge.worker.cancelled_waiting(id, output);
+        }
+        // The worker sees the abandoned output, and forgets it in the end.
+        Cancellation::Cancelling | Cancellation::Ended(_) => (),
+        Cancellation::Unknown => edge.worker.outputs().forget(id),
+    }
+    Ok(())
+}
