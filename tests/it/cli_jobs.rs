@@ -240,6 +240,25 @@ async fn a_new_attempt_is_told_and_begins_anew() {
     assert!(ran.err.contains("attempt 1 was replaced by 2"), "{}", ran.err);
 }
 
+/// Its attempt was put back, and there is no other yet: the answer to come is waited for, not the old one.
+#[tokio::test]
+async fn an_attempt_that_was_put_back_is_not_asked_for_again() {
+    let first = words(&["one"]);
+    let behind = format!("GET /jobs/01A/output?stream=true&offset={}&attempt=1", first.len());
+    let void =
+        json!({ "code": "attempt-replaced", "detail": "attempt 1 is not running", "attempt": 1 });
+    let script = vec![
+        ("GET /jobs/01A/output?stream=true", Canned::output(1, &first).cut()),
+        ("GET /jobs/01A", Canned::json(200, &job("queued"))),
+        (behind.as_str(), Canned::problem(409, void)),
+        ("GET /jobs/01A", Canned::json(200, &job("queued"))),
+        ("GET /jobs/01A/output?stream=true", Canned::output(2, &words(&["uno"]))),
+    ];
+    let (ran, _) = scripted(&["jobs", "follow", "01A"], script).await;
+    assert_eq!((ran.code, ran.out.as_str()), (Some(0), "one\nuno\n"), "{}", ran.err);
+    assert!(ran.err.contains("attempt 1 was replaced by the next one"), "{}", ran.err);
+}
+
 #[tokio::test]
 async fn following_a_job_that_fails_or_never_began_tells_why() {
     let script = vec![
@@ -344,13 +363,14 @@ async fn events_go_on_behind_the_last_one() {
         format!("id: {id}\nevent: job.{state}\ndata: {data}\n\n")
     };
     let first = format!(": hi\n\n{}id: 8\nevent: job.wor", event(7, "queued"));
-    let rest =
-        event(8, "working") + "event: job.progress\ndata: {\"tokens\":1}\n\n" + &event(9, "done");
+    let second = event(8, "working") + "event: job.progress\ndata: {\"tokens\":1}\n\n";
     let script = || {
         vec![
             ("GET /jobs/01A/events", Canned::events(&first).cut()),
             ("GET /jobs/01A/events?last_event_id=7", Canned::gone()),
-            ("GET /jobs/01A/events?last_event_id=7", Canned::events(&rest)),
+            // A daemon that stops ends its streams whole.
+            ("GET /jobs/01A/events?last_event_id=7", Canned::events(&second)),
+            ("GET /jobs/01A/events?last_event_id=8", Canned::events(&event(9, "done"))),
         ]
     };
     let (ran, _) = scripted(&["jobs", "events", "01A"], script()).await;
@@ -427,7 +447,6 @@ async fn completions_are_read_by_their_shells() {
 
 /// The whole way on the real daemon.
 #[tokio::test]
-#[ignore = "needs the routes of docs/jobs.md"]
 async fn the_real_one_is_submitted_to_waited_for_followed_and_purged() {
     let stub = Stub::start(stub_config(&["a"])).await;
     let fm = Foreman::start(&stub).await.up().await;

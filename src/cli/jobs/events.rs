@@ -16,6 +16,7 @@ pub(super) async fn events(caller: &Caller, arguments: &Events) -> Result<Exit, 
     let path = path_of(arguments.id.as_deref());
     let mut reader = Reader::behind(arguments.after.map(|id| id.to_string()));
     let mut patience = Patience::new();
+    let mut last = String::new();
     loop {
         let fault = match caller.open(call(&path, &reader)).await {
             // There is nothing behind the last event.
@@ -26,9 +27,11 @@ pub(super) async fn events(caller: &Caller, arguments: &Events) -> Result<Exit, 
                         for event in reader.take(&bytes) {
                             patience.renew();
                             show(&event, arguments)?;
+                            last = event.kind;
                         }
                     }
-                    Ok(None) if arguments.id.is_some() => return Ok(Exit::Fine),
+                    // A daemon that stops ends its streams too.
+                    Ok(None) if arguments.id.is_some() && is_end(&last) => return Ok(Exit::Fine),
                     Ok(None) => break Fault::Lost(format!("{} ended the events", caller.addr())),
                     Err(fault) => break fault,
                 }
@@ -48,6 +51,11 @@ pub(super) async fn events(caller: &Caller, arguments: &Events) -> Result<Exit, 
 /// Where the events of a job, or of all, are.
 pub(super) fn path_of(id: Option<&str>) -> String {
     id.map_or("/events".to_owned(), |id| format!("/jobs/{}/events", encoded(id)))
+}
+
+/// Whether a job has ended with this event.
+fn is_end(kind: &str) -> bool {
+    matches!(kind, "job.done" | "job.failed" | "job.cancelled")
 }
 
 /// The question for what comes behind the last event read.

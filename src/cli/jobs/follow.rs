@@ -70,7 +70,9 @@ pub(super) async fn follow(caller: &Caller, id: &str, form: Form) -> Result<Exit
                 }
             }
             Err(Fault::Told(problem)) if problem.code.as_deref() == Some("attempt-replaced") => {
-                place.enter(problem.attempt, form)?;
+                // The job may wait for an attempt that has no number yet.
+                let current = problem.attempt.filter(|current| Some(*current) != place.attempt);
+                place.enter(current, form)?;
                 None
             }
             Err(fault) => Some(fault),
@@ -118,7 +120,7 @@ impl Place {
         }
         if self.offset > 0 {
             finish(self, form)?;
-            let now = attempt.map_or("another one".to_owned(), |attempt| attempt.to_string());
+            let now = attempt.map_or("the next one".to_owned(), |attempt| attempt.to_string());
             say(&format!(
                 "attempt {} was replaced by {now}: what follows is a new answer, from its beginning",
                 self.attempt.unwrap_or(0)
