@@ -70,7 +70,7 @@ const ROOMS: &[Room] = &[
     Room {
         name: "cli",
         may_import: &["clock", "replay", "store", "config", "app"],
-        owns: &["clap", "tracing_subscriber"],
+        owns: &["clap", "clap_complete", "indicatif", "tracing_subscriber"],
     },
     Room { name: "lib", may_import: &[], owns: &[] },
     Room { name: "main", may_import: &["cli"], owns: &[] },

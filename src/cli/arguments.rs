@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::Raw;
+
+use super::jobs::arguments::{Jobs, Submit};
 
 /// A durable, model-draining queue in front of one Ollama, speaking Ollama's own protocol.
 #[derive(Debug, Parser)]
@@ -20,10 +22,31 @@ pub(super) enum Command {
     Serve(Box<Serve>),
     /// Show what a running foreman is doing
     Status(Status),
+    /// Hand in a job and get its id at once
+    Submit(Box<Submit>),
+    /// List, show, wait for, follow, cancel, retry and purge jobs
+    Jobs(Box<Jobs>),
     /// Write a trace of the jobs that ran last, for `foreman replay`
     Trace(Trace),
     /// Replay traces in virtual time and show what another policy would have come to
     Replay(Box<Replay>),
+    /// Write the completions of a shell to stdout
+    Completions(Completions),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Completions {
+    /// The shell
+    #[arg(value_name = "SHELL")]
+    pub(super) shell: ShellName,
+}
+
+/// A shell with completions.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum ShellName {
+    Bash,
+    Zsh,
+    Fish,
 }
 
 /// Sizes take KiB, MiB, GiB; durations take ms, s, m, h; an empty value counts as not given.
@@ -146,10 +169,16 @@ pub(super) struct Serve {
 #[derive(Debug, Args)]
 pub(super) struct Daemon {
     /// Where foreman listens [default: 127.0.0.1:11435]
-    #[arg(long, env = "FOREMAN_ADDR", value_name = "IP:PORT")]
+    #[arg(long, env = "FOREMAN_ADDR", value_name = "IP:PORT", global = true)]
     pub(super) addr: Option<String>,
     /// Foreman's bearer token
-    #[arg(long, env = "FOREMAN_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "FOREMAN_TOKEN",
+        value_name = "TOKEN",
+        hide_env_values = true,
+        global = true
+    )]
     pub(super) token: Option<String>,
 }
 

@@ -4,7 +4,10 @@
 
 mod arguments;
 mod ask;
+mod completions;
 mod explain_text;
+mod fault;
+mod jobs;
 mod replay;
 mod serve;
 mod status;
@@ -16,6 +19,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use arguments::{Arguments, Command};
+use fault::Fault;
 
 /// What a command came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,9 +28,19 @@ pub enum Exit {
     Fine,
     /// It failed for another reason than those below.
     Failed,
+    /// A job that was waited for failed.
+    JobFailed,
+    /// A job that was waited for was cancelled.
+    JobCancelled,
+    /// The time to wait was up before the end.
+    TimeUp,
     /// A flag or a variable has a value that cannot be used.
     Usage,
-    /// The daemon does not answer.
+    /// The daemon refused what it was sent.
+    BadInput,
+    /// There is no such job, delivery or file, or no longer.
+    NotThere,
+    /// The daemon does not answer, or takes nothing now.
     Unavailable,
     /// The address cannot be listened on.
     System,
@@ -43,7 +57,12 @@ impl Exit {
         match self {
             Exit::Fine => 0,
             Exit::Failed => 1,
+            Exit::JobFailed => 2,
+            Exit::JobCancelled => 3,
+            Exit::TimeUp => 4,
             Exit::Usage => 64,
+            Exit::BadInput => 65,
+            Exit::NotThere => 66,
             Exit::Unavailable => 69,
             Exit::System => 71,
             Exit::Database => 73,
@@ -72,8 +91,11 @@ pub fn main() -> ExitCode {
     let exit = match arguments.command {
         Command::Serve(serve) => serve::serve(&serve),
         Command::Status(status) => status::status(&status),
+        Command::Submit(submit) => jobs::submit(&submit),
+        Command::Jobs(jobs) => jobs::jobs(&jobs),
         Command::Trace(trace) => trace::trace(&trace),
         Command::Replay(replay) => replay::replay(&replay),
+        Command::Completions(completions) => completions::completions(&completions),
     };
     exit.into()
 }
@@ -89,12 +111,23 @@ fn say(text: &str) {
 
 /// Data on stdout. A closed pipe ends the program quietly, as `head` expects.
 fn print(text: &str) -> Exit {
-    use std::io::Write;
-    match std::io::stdout().write_all(text.as_bytes()) {
+    match put(text.as_bytes()) {
         Ok(()) => Exit::Fine,
-        Err(fault) if fault.kind() == std::io::ErrorKind::BrokenPipe => Exit::Fine,
-        Err(_) => Exit::Failed,
+        Err(fault) => fault.tell(),
     }
+}
+
+/// Data on stdout, at once.
+///
+/// # Errors
+/// What the program ends with, where nobody reads any more.
+fn put(bytes: &[u8]) -> Result<(), Fault> {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    out.write_all(bytes).and_then(|()| out.flush()).map_err(|fault| match fault.kind() {
+        std::io::ErrorKind::BrokenPipe => Fault::Other(Exit::Fine, String::new()),
+        _ => Fault::Other(Exit::Failed, format!("cannot write: {fault}")),
+    })
 }
 
 #[cfg(test)]
@@ -112,13 +145,18 @@ mod tests {
         let all = [
             Exit::Fine,
             Exit::Failed,
+            Exit::JobFailed,
+            Exit::JobCancelled,
+            Exit::TimeUp,
             Exit::Usage,
+            Exit::BadInput,
+            Exit::NotThere,
             Exit::Unavailable,
             Exit::System,
             Exit::Database,
             Exit::InUse,
             Exit::Refused,
         ];
-        assert_eq!(all.map(Exit::code), [0, 1, 64, 69, 71, 73, 75, 77]);
+        assert_eq!(all.map(Exit::code), [0, 1, 2, 3, 4, 64, 65, 66, 69, 71, 73, 75, 77]);
     }
 }

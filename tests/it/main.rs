@@ -14,6 +14,7 @@ mod harness;
 mod aliases;
 mod answers;
 mod bad_input;
+mod cli_jobs;
 mod crash;
 mod embeds;
 mod equality;
