@@ -166,6 +166,7 @@ impl Hands {
         loop {
             match next_data(&mut body, self.settings.idle_limit).await {
                 Ok(Some(data)) if output.bytes() <= ERROR_BYTES_MAX => {
+                    self.see_first_byte(output);
                     if let Err(fault) = output.push(data).await {
                         return not_kept(&fault);
                     }
@@ -178,6 +179,8 @@ impl Hands {
                 Err(ended) => return self.ended(ended).await,
             }
         }
+        let answered_at_ms = self.now_ms();
+        output.measure(|measured| measured.answered_at_ms = Some(answered_at_ms));
         let status = output.head().map_or(502, |head| head.status);
         let text = error_text(&output.in_memory().unwrap_or_default());
         let fault = Fault::Told(told_by_status(status, &text));

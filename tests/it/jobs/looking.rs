@@ -64,12 +64,15 @@ async fn the_times_of_a_job_add_up() {
     let stub = Stub::start(stub_config(&["a"])).await;
     let foreman = Foreman::start(&stub).await.up().await;
     stub.faults(Fault::new(Action::KillRunner(0)).path("/api/chat").skip(2));
-    for body in [chat("a", "x"), chat_unstreamed("a", "x"), chat("a", "again")] {
-        let object = done(foreman.addr, &submit(foreman.addr, &body).await).await;
+    for (model, end) in
+        [("a", "done_at"), ("a", "done_at"), ("a", "done_at"), ("nobody", "failed_at")]
+    {
+        let id = submit(foreman.addr, &chat(model, "x")).await;
+        let object = ended(foreman.addr, &id).await;
         let parts = ["queue_ms", "load_ms", "first_token_ms", "generate_ms", "store_ms"];
         let sum: i64 = parts.iter().map(|part| object["timings"][part].as_i64().unwrap()).sum();
         let at = |name: &str| foreman::clock::from_rfc3339(object[name].as_str().unwrap()).unwrap();
-        assert_eq!(sum, at("done_at") - at("queued_at"), "{object:#}");
+        assert_eq!(sum, at(end) - at("queued_at"), "{object:#}");
     }
 }
 
