@@ -24,6 +24,7 @@ mod pass;
 mod priority;
 mod queue;
 mod replay;
+mod same;
 mod schedule;
 mod status;
 mod stopping;
