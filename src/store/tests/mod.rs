@@ -4,6 +4,8 @@
 mod jobs;
 mod kept;
 mod learning;
+mod machine;
+mod model;
 mod opening;
 mod plans;
 mod recount;

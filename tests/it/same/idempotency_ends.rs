@@ -1,7 +1,7 @@
 //! Keys of jobs that end in another way than done, of clients that leave, and the end of keys.
 
 use serde_json::json;
-use stub_ollama::{Action, Fault, Stage, Stub, StubConfig};
+use stub_ollama::{Action, Cut, Fault, Stage, Stub, StubConfig};
 
 use super::{
     JOB, KEY, REPLAYED, ROUTES, ask, asked, body_of, calls, ended, error_of, even, wait_for,
@@ -23,10 +23,11 @@ async fn a_key_of_a_failed_job_gives_its_error_again() {
     };
     // A load is a generate request, too, and would take the fault.
     for route in ROUTES.into_iter().filter(|route| *route != "/api/generate") {
-        for (number, action) in [refusal(), Action::EndWithoutDone(0)].into_iter().enumerate() {
+        for (number, action) in
+            [refusal(), Action::CutBeforeHeaders(Cut::Fin)].into_iter().enumerate()
+        {
             let text = format!("{route} {number}");
-            // A streamed response begins with an event of its own, before there can be an error.
-            let body = body_of(route, "a", &text, route != "/v1/responses").to_string();
+            let body = body_of(route, "a", &text, true).to_string();
             stub.faults(Fault::new(action).path(route));
             let first = asked(foreman.addr, route, body.clone(), &[(KEY, &text)]).await;
             assert!(!first.status.is_success(), "{text}: {} {}", first.status, first.text());
