@@ -43,6 +43,9 @@ const ROUNDS: usize = 1_000;
 /// Times the database is opened.
 const OPENINGS: usize = 7;
 
+/// Jobs whose clients wait on connections: as many as a daemon takes by default.
+const ATTENDED: usize = 16_384;
+
 /// Jobs listed by an overview; jobs of a trace.
 const LISTED: usize = 100;
 const TRACED: usize = 1_000;
@@ -77,6 +80,7 @@ async fn run() {
     store.close().await;
     drop(store);
     openings(&path, jobs);
+    attended(&path).await;
     let (store, _) = Store::open(&path, 4).unwrap();
     measure(&store, ", after an opening").await;
     store.close().await;
@@ -99,7 +103,12 @@ async fn fill(store: &Store, jobs: usize) {
 }
 
 async fn admit(store: &Store, number: usize) {
-    let job = NewJob {
+    let admission = store.admit(job(number), LIMITS, 1).await.unwrap();
+    assert!(matches!(admission, Admission::Admitted { .. }));
+}
+
+fn job(number: usize) -> NewJob {
+    NewJob {
         id: JobId(Ulid::generate()),
         dialect: Dialect::Chat,
         kind: Kind::Run,
@@ -115,9 +124,7 @@ async fn admit(store: &Store, number: usize) {
         ),
         // A million clients do not wait on a connection each.
         extras: Extras { is_async: true, ..Extras::default() },
-    };
-    let admission = store.admit(job, LIMITS, 1).await.unwrap();
-    assert!(matches!(admission, Admission::Admitted { .. }));
+    }
 }
 
 fn lane(number: usize) -> String {
@@ -201,6 +208,31 @@ fn openings(path: &Path, jobs: usize) {
     let times: Vec<u128> = times.collect();
     println!("{:<52} {:>9}", "opening, the first time after the writes", times[0]);
     report("opening, again", times[1..].to_vec());
+}
+
+/// What an opening costs when the queue is full of jobs whose clients waited on connections: each is written.
+async fn attended(path: &Path) {
+    let mut times = Vec::new();
+    for round in 0..OPENINGS {
+        let (store, _) = Store::open(path, 3).unwrap();
+        let mut fillers = JoinSet::new();
+        for number in 0..ATTENDED {
+            let (store, extras) = (store.clone(), Extras::default());
+            fillers.spawn(async move {
+                let job = NewJob { extras, ..job(round * ATTENDED + number) };
+                store.admit(job, LIMITS, 1).await.unwrap();
+            });
+        }
+        while let Some(ended) = fillers.join_next().await {
+            ended.unwrap();
+        }
+        store.close().await;
+        drop(store);
+        let began = Instant::now();
+        drop(Store::open(path, 3).unwrap());
+        times.push(began.elapsed().as_micros());
+    }
+    report(&format!("opening with {ATTENDED} more that clients waited for"), times);
 }
 
 async fn timed<T>(work: impl Future<Output = T>) -> (T, u128) {

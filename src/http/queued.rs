@@ -14,7 +14,7 @@ use crate::domain::dialect::Dialect;
 use crate::domain::job::{Class, JobId, Kind, State};
 use crate::fail_point;
 use crate::ollama::wire::chain::chain;
-use crate::store::{Admission, Extras, FoundBy, JobView, Sought};
+use crate::store::{Admission, Cancellation, Extras, FoundBy, JobView, Sought};
 use crate::worker::Arrival;
 use crate::worker::output::{Opening, Output, Refusal};
 
@@ -77,10 +77,19 @@ async fn serve(
         Placement::Queue(place) => {
             let outflow = parts.extensions.get::<Outflow>().cloned().unwrap_or_default();
             let asking = Asking { dialect, class: said.class, key: said.key, place };
-            let (waiter, by) = take_in(edge, &parts, read, asking).await?;
-            let mut response = wait(edge, dialect, waiter, outflow).await?;
-            tell_how(&mut response, by);
-            Ok(response)
+            match take_in(edge, &parts, read, asking).await? {
+                Taken::New(waiter) => wait(edge, dialect, waiter, outflow).await,
+                Taken::Joined(waiter, by) => {
+                    let mut response = wait(edge, dialect, waiter, outflow).await?;
+                    tell_how(&mut response, by);
+                    Ok(response)
+                }
+                Taken::Over(job, by) => {
+                    let mut response = over(dialect, &job);
+                    tell_how(&mut response, by);
+                    Ok(response)
+                }
+            }
         }
     }
 }
@@ -110,13 +119,23 @@ struct Asking {
     place: Place,
 }
 
+/// What became of a request.
+enum Taken {
+    /// A job of its own.
+    New(Waiter),
+    /// It waits for the answer of a job that was there.
+    Joined(Waiter, FoundBy),
+    /// The job that was there has ended without an answer.
+    Over(Box<JobView>, FoundBy),
+}
+
 /// Stores the job, or joins the one that is there. When this returns, the job is on disk.
 async fn take_in(
     edge: &Arc<Edge>,
     parts: &Parts,
     read: ReadBody,
     asking: Asking,
-) -> Result<(Waiter, Option<FoundBy>), Told> {
+) -> Result<Taken, Told> {
     let asker = Asker::of(edge, parts);
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
     let request = (asking.dialect, path, &read.bytes);
@@ -141,12 +160,11 @@ async fn take_in(
             extras,
         };
         match admit(edge, &asker, asked).await? {
-            Intake::New(waiter) => return Ok((waiter, None)),
+            Intake::New(waiter) => return Ok(Taken::New(waiter)),
             Intake::Found(id, by) => {
-                let leaves = if by == FoundBy::Key { Leaves::Going } else { Leaves::Cancelled };
-                if let Some(waiter) = join(edge, id, leaves).await? {
+                if let Some(taken) = join(edge, id, by).await? {
                     tracing::info!(job.id = %id, by = ?by, http.connection = asker.whom.connection, "joined a job");
-                    return Ok((waiter, Some(by)));
+                    return Ok(taken);
                 }
             }
         }
@@ -198,28 +216,40 @@ async fn admit(edge: &Arc<Edge>, asker: &Asker, asked: Asked) -> Result<Intake, 
     outcome
 }
 
-/// Joins a job that is there. `None` if it was cancelled in this moment.
-async fn join(edge: &Arc<Edge>, id: JobId, leaves: Leaves) -> Result<Option<Waiter>, Told> {
+/// Joins a job that is there. `None` if it was cancelled in this moment: then it is not found again.
+async fn join(edge: &Arc<Edge>, id: JobId, by: FoundBy) -> Result<Option<Taken>, Told> {
+    let is_by_key = by == FoundBy::Key;
     match reach(edge, id).await.map_err(|fault| intake::not_stored(edge, &fault))? {
+        // A key leads to its job whatever becomes of that.
+        Sought::There(Reached::Open(output, _)) if is_by_key => {
+            let waiter = Waiter::of(edge, id, output, Leaves::Going);
+            Ok(Some(Taken::Joined(waiter, by)))
+        }
         Sought::There(Reached::Open(output, _)) => {
-            let mut waiter = Waiter::of(edge, id, output, leaves);
-            if waiter.output.is_abandoned() {
-                waiter.let_go();
-                return Ok(None);
+            match Waiter::join(edge, id, Arc::clone(&output)) {
+                Some(waiter) => Ok(Some(Taken::Joined(waiter, by))),
+                None => end_abandoned(edge, id, &output).await.map(|()| None),
             }
-            Ok(Some(waiter))
         }
         Sought::There(Reached::Kept(output, _)) => {
-            let mut waiter = Waiter::of(edge, id, output, Leaves::Going);
-            waiter.let_go();
-            Ok(Some(waiter))
+            Ok(Some(Taken::Joined(Waiter::of_kept(edge, id, output), by)))
         }
-        Sought::There(Reached::Ended(job)) if job.state == State::Cancelled && !job.is_async => {
+        Sought::There(Reached::Ended(job)) if job.state == State::Cancelled && !is_by_key => {
             Ok(None)
         }
-        Sought::There(Reached::Ended(job)) => Err(ended(&job)),
+        Sought::There(Reached::Ended(job)) => Ok(Some(Taken::Over(job, by))),
         Sought::Purged | Sought::Unknown => Ok(None),
     }
+}
+
+/// Writes that a job is cancelled which its last client has just left, ahead of whoever else is about to.
+async fn end_abandoned(edge: &Edge, id: JobId, output: &Arc<Output>) -> Result<(), Told> {
+    let cancelled = edge.store.cancel(id, "the client left", edge.clock.now_ms()).await;
+    match cancelled.map_err(|fault| intake::not_stored(edge, &fault))? {
+        Cancellation::Cancelled => edge.worker.cancelled_waiting(id, output),
+        Cancellation::Cancelling | Cancellation::Ended(_) | Cancellation::Unknown => (),
+    }
+    Ok(())
 }
 
 /// The answer of a job that has ended, as its route would have given it; `None` while it is open.
@@ -231,35 +261,36 @@ pub(super) async fn ended_answer(
 ) -> Option<Response> {
     match reach(edge, id).await.ok()? {
         Sought::There(Reached::Kept(output, _)) => {
-            let mut waiter = Waiter::of(edge, id, output, Leaves::Going);
-            waiter.let_go();
-            wait(edge, dialect, waiter, outflow).await.ok()
+            wait(edge, dialect, Waiter::of_kept(edge, id, output), outflow).await.ok()
         }
-        Sought::There(Reached::Ended(job)) => {
-            let mut response = ended(&job).answer(dialect);
-            follow::name_job(response.headers_mut(), id);
-            Some(response)
-        }
+        Sought::There(Reached::Ended(job)) => Some(over(dialect, &job)),
         Sought::There(Reached::Open(..)) | Sought::Purged | Sought::Unknown => None,
     }
 }
 
-/// What is told of a job that ended without an answer, to whom asks for it again.
-fn ended(job: &JobView) -> Told {
-    let status = job.error_status.and_then(|status| StatusCode::from_u16(status).ok());
-    let why = job.last_error.as_deref().unwrap_or("it ended without an answer");
-    let text = format!("job {} {}: {why}", job.id, job.state.name());
-    Told::new(status.unwrap_or(StatusCode::CONFLICT), text)
+/// What is told of a job that ended without an answer, to whom asks for it again: what those who waited for it were told.
+fn over(dialect: Dialect, job: &JobView) -> Response {
+    let told = match job.state {
+        State::Cancelled => refused(&Refusal::cancelled()),
+        State::Queued | State::Loading | State::Working | State::Done | State::Failed => {
+            let status = job.error_status.and_then(|status| StatusCode::from_u16(status).ok());
+            let why = job.last_error.as_deref().unwrap_or("it ended without an answer");
+            let text = format!("job {} {}: {why}", job.id, job.state.name());
+            Told::new(status.unwrap_or(StatusCode::BAD_GATEWAY), text)
+        }
+    };
+    let mut response = told.answer(dialect);
+    follow::name_job(response.headers_mut(), job.id);
+    response
 }
 
 /// Tells the client that its answer is that of a job which was there.
-fn tell_how(response: &mut Response, by: Option<FoundBy>) {
+fn tell_how(response: &mut Response, by: FoundBy) {
     let (name, value) = match by {
-        None => return,
-        Some(FoundBy::Key) => (REPLAYED, "true"),
-        Some(FoundBy::Return) => (ATTACHED, "true"),
-        Some(FoundBy::Inflight) => (DUPLICATE, "inflight"),
-        Some(FoundBy::Completed) => (DUPLICATE, "completed"),
+        FoundBy::Key => (REPLAYED, "true"),
+        FoundBy::Return => (ATTACHED, "true"),
+        FoundBy::Inflight => (DUPLICATE, "inflight"),
+        FoundBy::Completed => (DUPLICATE, "completed"),
     };
     response.headers_mut().insert(name, HeaderValue::from_static(value));
 }

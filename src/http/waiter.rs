@@ -43,6 +43,25 @@ impl Waiter {
         Waiter { edge: Arc::clone(edge), id, output, is_waiting: true, leaves }
     }
 
+    /// A client that joins others who wait for an open job; `None` if the last of them has just left.
+    pub(super) fn join(edge: &Arc<Edge>, id: JobId, output: Arc<Output>) -> Option<Waiter> {
+        let leaves = Leaves::Cancelled;
+        output.join().then(|| Waiter {
+            edge: Arc::clone(edge),
+            id,
+            output,
+            is_waiting: true,
+            leaves,
+        })
+    }
+
+    /// A client that gets the kept answer of a job.
+    pub(super) fn of_kept(edge: &Arc<Edge>, id: JobId, output: Arc<Output>) -> Waiter {
+        let mut waiter = Waiter::of(edge, id, output, Leaves::Going);
+        waiter.let_go();
+        waiter
+    }
+
     /// From here on the client's leaving means nothing: it has its answer, or the job goes on without it.
     pub(super) fn let_go(&mut self) {
         self.is_waiting = false;
@@ -51,17 +70,19 @@ impl Waiter {
 
 impl Drop for Waiter {
     fn drop(&mut self) {
-        let others = self.output.unfollow();
         // While the daemon stops, connections are closed by foreman, not by their clients: the jobs stay.
         let tasks = &self.edge.tasks;
         let is_over = self.output.has_ended();
         let is_cut_by_us =
             tasks.is_forced() || (tasks.is_draining() && !self.output.is_in_flight());
-        let goes_on = others > 0 || self.leaves == Leaves::Going;
+        let goes_on = self.leaves == Leaves::Going;
         if !self.is_waiting || is_over || is_cut_by_us || goes_on {
+            self.output.unfollow();
             return;
         }
-        self.output.abandon();
+        if !self.output.leave() {
+            return;
+        }
         let (edge, id, output) = (Arc::clone(&self.edge), self.id, Arc::clone(&self.output));
         let tasks = edge.tasks.clone();
         tasks.spawn(async move {

@@ -310,7 +310,7 @@ fn find_by_key(
 
 /// Gives a job whose connection a daemon had lost to the client that comes back for it, once.
 fn take_lost(tx: &Connection, key: &Hash, class: Class) -> Result<Option<JobId>, StoreError> {
-    let sql = "UPDATE job SET is_lost = 0, class = CASE WHEN state = 'queued' THEN ?2 ELSE class END
+    let sql = "UPDATE job SET is_lost = 0, class = CASE WHEN state = 'done' THEN class ELSE ?2 END
                WHERE seq = (SELECT seq FROM job INDEXED BY job_lost WHERE is_lost = 1 AND attach_key = ?1
                             AND state IN ('queued','loading','working','done') AND is_cancelling = 0
                             ORDER BY seq LIMIT 1)

@@ -18,6 +18,9 @@ pub const MANY_MAX: u32 = 200;
 /// Waiting jobs failed for their deadline in one write.
 const EXPIRED_MAX: u32 = 500;
 
+/// The HTTP status of a deadline that passed: a waiting job fails for nothing else.
+const LATE_STATUS: u16 = 504;
+
 /// What cancelling a job came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cancellation {
@@ -252,10 +255,12 @@ fn end_waiting(
     let Some(to) = State::Queued.after(event).filter(|state| state.is_final()) else {
         return Ok(Cancellation::Ended(State::Queued));
     };
-    let sql = "UPDATE job SET state = ?2, finished_at_ms = ?3, last_error = ?4, error_status = NULL
+    let status = (to == State::Failed).then_some(LATE_STATUS);
+    let sql = "UPDATE job SET state = ?2, finished_at_ms = ?3, last_error = ?4, error_status = ?5
                WHERE seq = ?1 AND state = 'queued' RETURNING lease_epoch";
-    let epoch =
-        tx.prepare_cached(sql)?.query_row(params![seq, to.name(), at_ms, why], |row| row.get(0))?;
+    let epoch = tx
+        .prepare_cached(sql)?
+        .query_row(params![seq, to.name(), at_ms, why, status], |row| row.get(0))?;
     forget_request(tx, seq, to)?;
     record(tx, seq, Some(State::Queued), to, &Note { epoch, at_ms, text: Some(why) })?;
     if event == Event::Cancel {

@@ -256,13 +256,15 @@ pub(super) fn forget_request(tx: &Connection, seq: i64, ended: State) -> Result<
     Ok(())
 }
 
-/// The state of a job whose lease is still `epoch`.
+/// The state of a job that is in flight under this lease. One that went back to the queue keeps its number until the next
+/// claim, but nobody holds the lease.
 fn leased_state(tx: &Connection, seq: i64, epoch: i64) -> Result<Option<State>, StoreError> {
     let name: Option<String> = tx
         .prepare_cached("SELECT state FROM job WHERE seq = ?1 AND lease_epoch = ?2")?
         .query_row([seq, epoch], |row| row.get(0))
         .optional()?;
-    Ok(name.as_deref().and_then(State::from_name))
+    let state = name.as_deref().and_then(State::from_name);
+    Ok(state.filter(|state| matches!(state, State::Loading | State::Working)))
 }
 
 pub(super) struct Note<'a> {

@@ -11,6 +11,7 @@ mod flight;
 mod handle;
 mod look;
 mod mind;
+mod outcome;
 pub mod output;
 mod outputs;
 mod patience;

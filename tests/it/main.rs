@@ -26,6 +26,7 @@ mod pass;
 mod priority;
 mod queue;
 mod replay;
+mod same;
 mod schedule;
 mod status;
 mod stopping;

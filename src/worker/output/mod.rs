@@ -211,11 +211,32 @@ impl Output {
         inner.waiters += 1;
     }
 
-    /// Notes that a client no longer waits for it; how many still do.
-    pub fn unfollow(&self) -> usize {
+    /// Notes that one more client waits for it, unless the last one has left: then it says no.
+    pub fn join(&self) -> bool {
+        let mut inner = self.lock();
+        if self.is_abandoned() {
+            return false;
+        }
+        inner.is_followed = true;
+        inner.waiters += 1;
+        true
+    }
+
+    /// Notes that a client no longer waits for it.
+    pub fn unfollow(&self) {
         let mut inner = self.lock();
         inner.waiters = inner.waiters.saturating_sub(1);
-        inner.waiters
+    }
+
+    /// Notes that a client has left. If it was the last one, the attempt is told in the same moment that nobody wants the
+    /// answer any more, and nobody can join.
+    pub fn leave(&self) -> bool {
+        let mut inner = self.lock();
+        inner.waiters = inner.waiters.saturating_sub(1);
+        if inner.waiters == 0 {
+            self.abandon();
+        }
+        inner.waiters == 0
     }
 
     /// Whether the job outlives its caller.

@@ -111,6 +111,17 @@ pub(crate) async fn open(
     exchange(stream, request).await
 }
 
+/// The same from another address of this machine.
+pub(crate) async fn open_from(
+    source: std::net::IpAddr,
+    addr: SocketAddr,
+    request: Request<Full<Bytes>>,
+) -> Stream {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::new(source, 0)).unwrap();
+    exchange(socket.connect(addr).await.unwrap(), request).await.unwrap()
+}
+
 /// The same where foreman may be dead, or die before the answer begins: then there is none.
 pub(crate) async fn try_open(addr: SocketAddr, request: Request<Full<Bytes>>) -> Option<Stream> {
     let stream = TcpStream::connect(addr).await.ok()?;

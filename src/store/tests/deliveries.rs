@@ -1,6 +1,8 @@
 //! The promises of the outbox, on a real database.
 
+use super::plans::plan;
 use super::*;
+use crate::domain::job::State;
 use crate::store::outbox;
 
 async fn opened() -> (tempfile::TempDir, Store) {

@@ -1,0 +1,52 @@
+//! How SQLite goes about the statements that run at each decision: by index, whatever the depth.
+
+use super::*;
+
+/// What is asked at each decision, and what is shown, must not read the whole queue or the whole history: each step of
+/// these plans seeks in an index or walks one that it leaves at once, and nothing is sorted.
+#[tokio::test]
+async fn the_queue_is_read_by_index_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(&folder.path().join("a.db"), 0).unwrap();
+    let delays_over = lanes::DELAYS_OVER.map(lanes::delays_over);
+    let waiting = overview::open_jobs_sql(overview::WAITING);
+    let live = overview::open_jobs_sql(overview::LIVE);
+    let expected: [(&str, &[&str]); 9] = [
+        (lanes::HEAD, &["SEARCH job USING COVERING INDEX job_ready (lane=? AND class=?)"]),
+        (lanes::WAITING, &[]),
+        (&delays_over[0], &["SEARCH job USING COVERING INDEX job_delayed (not_before_ms<?)"]),
+        (&delays_over[1], &["SEARCH job USING INDEX job_put_off (not_before_ms>?)"]),
+        (lanes::NEXT_READY, &["SEARCH job USING COVERING INDEX job_delayed (not_before_ms>?)"]),
+        (overview::OLDEST_DELAYED, &["SEARCH job USING INDEX job_put_off_in_lane (lane=?)"]),
+        (&waiting, &["SCAN job USING INDEX job_waiting"]),
+        (trace::RAN_LAST, &["SCAN job USING INDEX job_ran"]),
+        // At an opening, of the index alone.
+        (
+            recovery::CLAMP_READY,
+            &[
+                "SEARCH job USING INTEGER PRIMARY KEY (rowid=?)",
+                "SCAN job USING COVERING INDEX job_ready",
+            ],
+        ),
+    ];
+    for (sql, steps) in expected {
+        let plan = plan(&store, sql).await;
+        let touching: Vec<&String> = plan.iter().filter(|step| step.contains(" job ")).collect();
+        let is_sorted = plan.iter().any(|step| step.contains("TEMP B-TREE"));
+        assert!(touching == steps && !is_sorted, "{sql}: {plan:#?}");
+    }
+    // Few are in flight: those may be sorted.
+    assert_eq!(plan(&store, &live).await[0], "SEARCH job USING INDEX job_live (state=?)");
+}
+
+pub(super) async fn plan(store: &Store, sql: &str) -> Vec<String> {
+    let sql = format!("EXPLAIN QUERY PLAN {sql}");
+    store
+        .read(move |tx| {
+            let mut statement = tx.prepare(&sql)?;
+            let rows = statement.raw_query().mapped(|row| row.get(3)).collect::<Result<_, _>>();
+            Ok(rows?)
+        })
+        .await
+        .unwrap()
+}
