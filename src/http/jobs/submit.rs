@@ -197,7 +197,9 @@ async fn admit(edge: &Edge, job: NewJob) -> Result<Taken, Problem> {
             job.client = %client, "job submitted");
         new.seq = seq;
         edge.worker.submitted(seq);
-        edge.deadlines.notify_one();
+        if new.deadline_ms.is_some() {
+            edge.deadlines.notify_one();
+        }
     }
     let id = new.id;
     taken(admission, id, Some(new))
