@@ -67,7 +67,7 @@ async fn run() {
         jobs,
     )
     .await;
-    let stub = Stub::start(quick()).await;
+    let stub = Stub::start(StubConfig { token_time: Duration::from_millis(5), ..quick() }).await;
     busy(&stub, jobs).await;
     for parallel in [16, 1] {
         drain(parallel, jobs).await;
@@ -154,7 +154,7 @@ async fn busy(stub: &Stub, jobs: usize) {
         tokio::spawn(async move { while let Some(Ok(_)) = stream.body_mut().frame().await {} });
     stub.wait_until(|snapshot| snapshot.generating.len() == 1).await;
     let (taken, times) = hand_in(daemon.addr, jobs).await;
-    report("it is busy with a stream as fast as it can", times, taken);
+    report("it is busy with one stream of 200 tokens a second", times, taken);
     report("  the disk's flush", flushes(daemon.folder.path()), Duration::ZERO);
     reading.abort();
     drop(client);

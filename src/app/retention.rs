@@ -66,11 +66,7 @@ async fn remove_orphans(edge: &Edge) {
     let mut orphans = Vec::new();
     while let Ok(Some(entry)) = entries.next_entry().await {
         let name = entry.file_name().to_string_lossy().into_owned();
-        // What is not named as a job is not foreman's; what an open job writes is no orphan.
-        let id = name.split('.').next().unwrap_or_default();
-        if let Ok(id) = id.parse()
-            && edge.worker.outputs().find(id).is_none()
-        {
+        if may_be_orphan(edge, &name) {
             orphans.push(name);
         }
     }
@@ -78,11 +74,16 @@ async fn remove_orphans(edge: &Edge) {
     let Ok(named) = edge.store.answer_files().await else { return };
     let named: HashSet<String> = named.into_iter().collect();
     for orphan in orphans.iter().filter(|name| !named.contains(*name)) {
-        // A job that died with the last daemon may be running again meanwhile, and writes to the same name.
-        if orphan.parse().is_ok_and(|id| edge.worker.outputs().find(id).is_none()) {
-            remove(&folder.join(orphan)).await;
-        }
+        remove(&folder.join(orphan)).await;
     }
+}
+
+/// What is not named as a job is not foreman's; what the attempt writes that runs now is no orphan.
+fn may_be_orphan(edge: &Edge, name: &str) -> bool {
+    let (id, attempt) = name.split_once('.').unwrap_or((name, ""));
+    let Ok(id) = id.parse() else { return false };
+    let output = edge.worker.outputs().find(id);
+    output.is_none_or(|output| output.timings().attempt.to_string() != attempt)
 }
 
 async fn remove(path: &Path) {

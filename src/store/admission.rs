@@ -308,30 +308,34 @@ fn find_by_key(
     }))
 }
 
-/// Gives a job whose connection a daemon had lost to the client that comes back for it, once.
-fn take_lost(tx: &Connection, key: &Hash, class: Class) -> Result<Option<JobId>, StoreError> {
-    let sql = "UPDATE job SET is_lost = 0, class = CASE WHEN state = 'done' THEN class ELSE ?2 END
+/// The oldest of the jobs that this client may come back for.
+pub(super) const TAKE_LOST: &str = "UPDATE job SET is_lost = 0, class = CASE WHEN state = 'done' THEN class ELSE ?2 END
                WHERE seq = (SELECT seq FROM job INDEXED BY job_lost WHERE is_lost = 1 AND attach_key = ?1
                             AND state IN ('queued','loading','working','done') AND is_cancelling = 0
                             ORDER BY seq LIMIT 1)
                RETURNING id";
+
+/// Gives a job whose connection a daemon had lost to the client that comes back for it, once.
+fn take_lost(tx: &Connection, key: &Hash, class: Class) -> Result<Option<JobId>, StoreError> {
     let id: Option<String> = tx
-        .prepare_cached(sql)?
+        .prepare_cached(TAKE_LOST)?
         .query_row(params![key, class.name()], |row| row.get(0))
         .optional()?;
     id.as_deref().map(rows::job_id).transpose()
 }
+
+/// The newest equal request that will do.
+pub(super) const LIKE: &str = "SELECT id, state FROM job INDEXED BY job_like WHERE likeness = ?1 AND is_cancelling = 0
+               AND ((state IN ('queued','loading','working') AND is_async = ?2) OR (?3 AND state = 'done'))
+               ORDER BY seq DESC LIMIT 1";
 
 fn find_like(
     tx: &Connection,
     likeness: &Likeness,
     is_async: bool,
 ) -> Result<Option<Admission>, StoreError> {
-    let sql = "SELECT id, state FROM job INDEXED BY job_like WHERE likeness = ?1 AND is_cancelling = 0
-               AND ((state IN ('queued','loading','working') AND is_async = ?2) OR (?3 AND state = 'done'))
-               ORDER BY seq DESC LIMIT 1";
     let found: Option<(String, String)> = tx
-        .prepare_cached(sql)?
+        .prepare_cached(LIKE)?
         .query_row(params![likeness.hash, is_async, likeness.takes_done], |row| {
             Ok((row.get(0)?, row.get(1)?))
         })

@@ -21,6 +21,14 @@ const EXPIRED_MAX: u32 = 500;
 /// The HTTP status of a deadline that passed: a waiting job fails for nothing else.
 const LATE_STATUS: u16 = 504;
 
+/// The first deadline of the jobs that wait.
+pub(super) const NEXT_DEADLINE: &str = "SELECT deadline_ms FROM job INDEXED BY job_deadline
+    WHERE state = 'queued' AND deadline_ms IS NOT NULL ORDER BY deadline_ms LIMIT 1";
+
+/// Waiting jobs whose deadline is over.
+pub(super) const EXPIRED: &str = "SELECT seq, id FROM job INDEXED BY job_deadline
+    WHERE state = 'queued' AND deadline_ms IS NOT NULL AND deadline_ms <= ?1 ORDER BY deadline_ms LIMIT ?2";
+
 /// What cancelling a job came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cancellation {
@@ -211,9 +219,7 @@ impl Store {
     /// Any of the store's.
     pub async fn next_deadline_ms(&self) -> Result<Option<i64>, StoreError> {
         self.read(|tx| {
-            let sql = "SELECT deadline_ms FROM job INDEXED BY job_deadline
-                       WHERE state = 'queued' AND deadline_ms IS NOT NULL ORDER BY deadline_ms LIMIT 1";
-            Ok(tx.prepare_cached(sql)?.query_row([], |row| row.get(0)).optional()?)
+            Ok(tx.prepare_cached(NEXT_DEADLINE)?.query_row([], |row| row.get(0)).optional()?)
         })
         .await
     }
@@ -332,16 +338,12 @@ fn select(
     which: &Which,
     condition: &str,
 ) -> Result<Vec<(i64, State)>, StoreError> {
-    let states: Vec<String> = which
-        .states
-        .iter()
-        .filter(|state| state.is_final())
-        .map(|state| format!("'{}'", state.name()))
-        .collect();
+    let states: Vec<State> =
+        which.states.iter().copied().filter(|state| state.is_final()).collect();
     let sql = format!(
-        "SELECT seq, state FROM job WHERE state IN ({}) AND (?1 IS NULL OR model = ?1)
+        "SELECT seq, state FROM job WHERE {} AND (?1 IS NULL OR model = ?1)
          AND (?2 IS NULL OR created_at_ms < ?2) AND {condition} ORDER BY seq LIMIT ?3",
-        states.join(",")
+        rows::in_states(&states)
     );
     let mut statement = tx.prepare(&sql)?;
     let mut found =
@@ -356,11 +358,7 @@ fn select(
 
 fn expire(tx: &Connection, now_ms: i64) -> Result<Vec<JobId>, StoreError> {
     let found: Vec<(i64, String)> = tx
-        .prepare_cached(
-            "SELECT seq, id FROM job INDEXED BY job_deadline
-             WHERE state = 'queued' AND deadline_ms IS NOT NULL AND deadline_ms <= ?1
-             ORDER BY deadline_ms LIMIT ?2",
-        )?
+        .prepare_cached(EXPIRED)?
         .query_map(params![now_ms, EXPIRED_MAX], |row| Ok((row.get(0)?, row.get(1)?)))?
         .collect::<Result<_, _>>()?;
     let mut expired = Vec::new();

@@ -77,16 +77,19 @@ pub(super) const OLD: [&str; 2] = [
     "job INDEXED BY job_dead WHERE state = 'failed'",
 ];
 
+pub(super) fn old_jobs(old: &str) -> String {
+    format!(
+        "SELECT seq FROM {old} AND finished_at_ms < ?1
+         AND NOT EXISTS (SELECT 1 FROM delivery WHERE delivery.seq = job.seq AND delivery.state = 'pending')
+         ORDER BY finished_at_ms LIMIT ?2"
+    )
+}
+
 pub(super) fn sweep(tx: &Connection, before: EndedBefore) -> Result<Swept, StoreError> {
     let mut swept = Swept::default();
     for (old, before_ms) in OLD.into_iter().zip([before.over_ms, before.failed_ms]) {
-        let sql = format!(
-            "SELECT seq FROM {old} AND finished_at_ms < ?1
-             AND NOT EXISTS (SELECT 1 FROM delivery WHERE delivery.seq = job.seq AND delivery.state = 'pending')
-             ORDER BY finished_at_ms LIMIT ?2"
-        );
         let seqs: Vec<i64> = tx
-            .prepare_cached(&sql)?
+            .prepare_cached(&old_jobs(old))?
             .query_map(params![before_ms, SWEEP_MAX], |row| row.get(0))?
             .collect::<Result<_, _>>()?;
         for seq in seqs {

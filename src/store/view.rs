@@ -198,7 +198,7 @@ impl Store {
     }
 }
 
-const SELECT: &str = "SELECT job.seq, id, state, is_cancelling, path, dialect, model, lane, class, is_async,
+pub(super) const SELECT: &str = "SELECT job.seq, id, state, is_cancelling, path, dialect, model, lane, class, is_async,
         is_streamed, lease_epoch, attempts, interruptions, deferrals, created_at_ms, queued_at_ms, run_at_ms, deadline_ms,
         not_before_ms, claimed_at_ms, working_at_ms, first_byte_at_ms, answered_at_ms, finished_at_ms, load_ms,
         prompt_tokens, output_tokens, last_error, error_status, metadata, webhook_url, idempotency_key, answer.status,
@@ -344,9 +344,7 @@ fn list(
         bind("created_at_ms < ?", Box::new(at_ms));
     }
     if !filter.states.is_empty() {
-        let names: Vec<_> =
-            filter.states.iter().map(|state| format!("'{}'", state.name())).collect();
-        conditions.push(format!("state IN ({})", names.join(",")));
+        conditions.push(rows::in_states(&filter.states));
     }
     bounds.push(Box::new(rows::to_column(jobs_max.saturating_add(1))));
     let sql = format!(

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hyper::body::Incoming;
+use hyper::header::{HeaderValue, RETRY_AFTER};
 use hyper::{Request, StatusCode};
 use serde_json::{Value, json};
 
@@ -110,10 +111,9 @@ async fn admit_all(
 /// 202 if any was accepted, else the status of the first error; an empty batch is accepted.
 fn told(outcomes: &[Result<Taken, Problem>]) -> Response {
     let accepted = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
-    let status = match outcomes.iter().find_map(|outcome| outcome.as_ref().err()) {
-        Some(first) if accepted == 0 => first.code.status(),
-        _ => StatusCode::ACCEPTED,
-    };
+    let first = outcomes.iter().find_map(|outcome| outcome.as_ref().err());
+    let first = first.filter(|_| accepted == 0);
+    let status = first.map_or(StatusCode::ACCEPTED, |first| first.code.status());
     let jobs: Vec<Value> =
         outcomes.iter().enumerate().map(|(index, outcome)| item(index, outcome)).collect();
     let value = json!({
@@ -122,7 +122,11 @@ fn told(outcomes: &[Result<Taken, Problem>]) -> Response {
         "rejected": outcomes.len() - accepted,
         "jobs": jobs,
     });
-    document(status, &value)
+    let mut response = document(status, &value);
+    if let Some(seconds) = first.and_then(|first| first.retry_after_s) {
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
 }
 
 fn item(index: usize, outcome: &Result<Taken, Problem>) -> Value {

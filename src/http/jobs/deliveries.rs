@@ -86,13 +86,21 @@ pub(super) async fn resend(
     let resent = edge.store.resend(event, edge.clock.now_ms()).await;
     match resent.map_err(|fault| unread(edge, &fault))? {
         Resending::Again | Resending::Pending => (),
-        Resending::Unknown => {
-            let text = format!("there is no delivery {event}, or its job was dropped");
-            return Err(Problem::new(Code::UnknownDelivery, text));
-        }
+        Resending::Unknown => return Err(unknown(event)),
     }
     edge.webhooks.wake();
-    Ok(document(StatusCode::ACCEPTED, &json!({ "count": 1, "has_more": false })))
+    let before = Some(event.saturating_sub(1));
+    let found = edge.store.deliveries(WhichDeliveries::default(), before, 1).await;
+    let found = found.map_err(|fault| unread(edge, &fault))?.deliveries;
+    match found.first().filter(|delivery| delivery.event == event) {
+        Some(delivery) => Ok(document(StatusCode::ACCEPTED, &object(delivery))),
+        None => Err(unknown(event)),
+    }
+}
+
+fn unknown(event: i64) -> Problem {
+    let text = format!("there is no delivery {event}, or its job was dropped");
+    Problem::new(Code::UnknownDelivery, text)
 }
 
 /// `POST /deliveries/resend`.

@@ -163,7 +163,8 @@ enum Ended {
 
 impl Feed {
     async fn run(mut self) -> Result<(), Ended> {
-        self.say(": foreman\n\n".to_owned()).await?;
+        // An id without data: who is cut before the first event comes back with it.
+        self.say(format!("id: {}\n\n", self.after)).await?;
         self.catch_up().await?;
         loop {
             tokio::select! {

@@ -184,7 +184,9 @@ async fn admit(edge: &Edge, job: NewJob) -> Result<Taken, Problem> {
             job.client = %client, "job submitted");
         new.seq = seq;
         edge.worker.submitted(seq);
-        edge.worker.deadline_waits();
+        if new.deadline_ms.is_some() {
+            edge.worker.deadline_waits();
+        }
     }
     let id = new.id;
     taken(admission, id, Some(new))

@@ -313,6 +313,7 @@ async fn live(steps: &[Step]) {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "a setting of the tests, not of foreman")]
 fn any_life_is_what_the_model_says() {
     let cases = std::env::var("FOREMAN_TEST_LIVES").ok().and_then(|text| text.parse().ok());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

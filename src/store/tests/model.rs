@@ -82,7 +82,8 @@ impl Model {
         }
     }
 
-    pub(super) fn admit(&mut self, new: &NewJob, limits: QueueLimits, now_ms: i64) -> Admission {
+    /// A job that is there already and will do.
+    fn find_same(&mut self, new: &NewJob) -> Option<Admission> {
         let extras = &new.extras;
         if let Some(given) = &extras.idempotency {
             let has_key =
@@ -93,10 +94,10 @@ impl Model {
                 .find_map(|job| Some((job, job.new.extras.idempotency.as_ref().filter(has_key)?)));
             if let Some((job, known)) = found {
                 let id = job.new.id;
-                return match known.fingerprint == given.fingerprint {
+                return Some(match known.fingerprint == given.fingerprint {
                     true => Admission::Found { id, by: FoundBy::Key },
                     false => Admission::KeyTaken { id },
-                };
+                });
             }
         }
         let lost = self.jobs.iter_mut().find(|job| {
@@ -111,7 +112,7 @@ impl Model {
             if job.state != State::Done {
                 job.class = new.class;
             }
-            return Admission::Found { id: job.new.id, by: FoundBy::Return };
+            return Some(Admission::Found { id: job.new.id, by: FoundBy::Return });
         }
         if let Some(likeness) = extras.likeness {
             let like = self.jobs.iter().rev().find(|job| {
@@ -129,9 +130,17 @@ impl Model {
             if let Some(job) = like {
                 let by =
                     if job.state == State::Done { FoundBy::Completed } else { FoundBy::Inflight };
-                return Admission::Found { id: job.new.id, by };
+                return Some(Admission::Found { id: job.new.id, by });
             }
         }
+        None
+    }
+
+    pub(super) fn admit(&mut self, new: &NewJob, limits: QueueLimits, now_ms: i64) -> Admission {
+        if let Some(found) = self.find_same(new) {
+            return found;
+        }
+        let extras = &new.extras;
         if self.waiting() >= limits.jobs_max {
             return Admission::Full { jobs: self.waiting(), limit: QueueLimit::Jobs };
         }

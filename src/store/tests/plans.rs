@@ -30,13 +30,49 @@ async fn the_queue_is_read_by_index_alone() {
         ),
     ];
     for (sql, steps) in expected {
-        let plan = plan(&store, sql).await;
-        let touching: Vec<&String> = plan.iter().filter(|step| step.contains(" job ")).collect();
-        let is_sorted = plan.iter().any(|step| step.contains("TEMP B-TREE"));
-        assert!(touching == steps && !is_sorted, "{sql}: {plan:#?}");
+        reads(&store, sql, steps).await;
     }
     // Few are in flight: those may be sorted.
     assert_eq!(plan(&store, &live).await[0], "SEARCH job USING INDEX job_live (state=?)");
+}
+
+/// What is asked at each admission, at each deadline and at each sweep, and the dead letters. (For those all jobs were read.)
+#[tokio::test]
+async fn what_is_looked_for_is_found_by_index_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(&folder.path().join("a.db"), 0).unwrap();
+    let old = retention::OLD.map(retention::old_jobs);
+    let failed = rows::in_states(&[crate::domain::job::State::Failed]);
+    let dead = format!("{} WHERE TRUE AND {failed} ORDER BY job.seq DESC LIMIT ?1", view::SELECT);
+    let expected: [(&str, &[&str]); 7] = [
+        (by_hand::NEXT_DEADLINE, &["SEARCH job USING COVERING INDEX job_deadline (deadline_ms>?)"]),
+        (
+            by_hand::EXPIRED,
+            &["SEARCH job USING INDEX job_deadline (deadline_ms>? AND deadline_ms<?)"],
+        ),
+        (
+            admission::TAKE_LOST,
+            &[
+                "SEARCH job USING INTEGER PRIMARY KEY (rowid=?)",
+                "SEARCH job USING INDEX job_lost (attach_key=?)",
+            ],
+        ),
+        (admission::LIKE, &["SEARCH job USING INDEX job_like (likeness=?)"]),
+        (&old[0], &["SEARCH job USING INDEX job_over (finished_at_ms<?)"]),
+        (&old[1], &["SEARCH job USING COVERING INDEX job_dead (finished_at_ms<?)"]),
+        (&dead, &["SEARCH job USING INDEX job_unanswered (state=?)"]),
+    ];
+    for (sql, steps) in expected {
+        reads(&store, sql, steps).await;
+    }
+}
+
+/// Checks how a statement goes about the jobs, and that it sorts nothing.
+async fn reads(store: &Store, sql: &str, steps: &[&str]) {
+    let plan = plan(store, sql).await;
+    let touching: Vec<&String> = plan.iter().filter(|step| step.contains(" job ")).collect();
+    let is_sorted = plan.iter().any(|step| step.contains("TEMP B-TREE"));
+    assert!(touching == steps && !is_sorted, "{sql}: {plan:#?}");
 }
 
 pub(super) async fn plan(store: &Store, sql: &str) -> Vec<String> {
