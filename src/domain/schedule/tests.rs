@@ -366,13 +366,17 @@ fn any_board() -> impl Strategy<Value = Board> {
     let residents = prop::collection::vec((0..4_usize, 0..400_000_i64, any::<bool>()), 0..3);
     let flags = (any::<bool>(), any::<bool>(), 1..3_usize);
     (heads, residents, flags).prop_map(move |(heads, residents, (opaque, cooling, parallel))| {
+        // No two jobs have one arrival number: each head takes its own of eight.
+        let place = |head: Head, of_eight: i64| Head { seq: 8 * head.seq + of_eight, ..head };
         let mut queues: Vec<Queue> = names
             .iter()
             .zip(&heads)
-            .filter_map(|(name, head)| Some(queue(name, &[(*head)?])))
+            .zip(0..)
+            .filter_map(|((name, head), index)| Some(queue(name, &[place((*head)?, index)])))
             .collect();
         if let (true, Some(first)) = (opaque, queues.first().cloned()) {
-            queues.push(Queue { lane: Lane::Opaque, ..first });
+            let heads = first.heads.iter().map(|head| place(*head, 7)).collect();
+            queues.push(Queue { lane: Lane::Opaque, heads, ..first });
         }
         if let (true, Some(last)) = (cooling, queues.last_mut()) {
             last.barred_until_ms = NOW_MS + 1_000;
