@@ -168,5 +168,7 @@ async fn embeds_do_not_push_a_busy_model_out_for_each_of_them() {
     }
     embeds.abort();
     let loads = stub.counts().loads_by_model["a:latest"];
-    assert!(loads <= 40, "{loads} loads of the chats' model for 200 chats");
+    // A residence is a time, and on a busy machine fewer chats fit into one: some twenty loads are usual, fifty were seen. A
+    // border for each embed costs a hundred at least.
+    assert!(loads <= 80, "{loads} loads of the chats' model for 200 chats");
 }
