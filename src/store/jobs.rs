@@ -136,6 +136,30 @@ impl Store {
         self.write(Durability::Process, move |tx| life::claim(tx, &lane, class, event, at_ms)).await
     }
 
+    /// Claims up to `claims_max` ready jobs of this class in a lane to be worked on, the oldest first, in one write.
+    ///
+    /// # Errors
+    /// Any of the store's; then nothing was claimed.
+    pub async fn claim_some(
+        &self,
+        lane: String,
+        class: Class,
+        at_ms: i64,
+        claims_max: usize,
+    ) -> Result<Vec<Claim>, StoreError> {
+        self.write(Durability::Process, move |tx| {
+            let mut claims = Vec::new();
+            while claims.len() < claims_max {
+                match life::claim(tx, &lane, class, Event::ClaimToWork, at_ms)? {
+                    Some(claim) => claims.push(claim),
+                    None => break,
+                }
+            }
+            Ok(claims)
+        })
+        .await
+    }
+
     /// Moves a claimed job from `loading` to `working`; making its key resident took `load_ms` milliseconds. `false` if
     /// the lease is no longer ours. Survives kill -9.
     ///

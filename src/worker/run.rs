@@ -142,7 +142,7 @@ impl Worker {
             Decision::Run { lane, class, reason } => self.dispatch(lane, class, reason).await,
             Decision::Swap { unload, load, class, reason } => {
                 let text = Lane::Key(load.clone()).to_string();
-                let claim = self.claim(text, class, Event::ClaimToLoad).await?;
+                let claim = self.claim_to_load(text, class).await?;
                 if let Some(claim) = claim {
                     self.swap_and_dispatch(claim, &unload, &load, reason).await;
                 }
@@ -151,13 +151,9 @@ impl Worker {
         }
     }
 
-    async fn claim(
-        &self,
-        lane: String,
-        class: Class,
-        event: Event,
-    ) -> Result<Option<Claim>, StoreError> {
-        let claim = self.hands.tools.store.claim(lane, class, event, self.hands.now_ms()).await?;
+    async fn claim_to_load(&self, lane: String, class: Class) -> Result<Option<Claim>, StoreError> {
+        let (store, now_ms) = (&self.hands.tools.store, self.hands.now_ms());
+        let claim = store.claim(lane, class, Event::ClaimToLoad, now_ms).await?;
         if claim.is_some() {
             fail_point::reach("claim.committed");
         }
@@ -170,12 +166,22 @@ impl Worker {
         class: Class,
         reason: Reason,
     ) -> Result<Turn, StoreError> {
-        let claim = self.claim(lane.to_string(), class, Event::ClaimToWork).await?;
-        let Some(claim) = claim else { return Ok(Turn::Acted) };
-        tracing::debug!(job.id = %claim.id, job.lane = %lane, reason = reason.name(), "job claimed");
-        let output = self.hands.handle.outputs().open_anew(claim.id);
-        output.take_off(claim.lease_epoch, claim.is_async);
-        self.take_off(claim, lane, 0);
+        // All free places at once, in one write: each write waits for the flush that is under way. What takes off together
+        // runs side by side, so nobody else waits longer for it.
+        let free = self.hands.settings.policy.parallel.saturating_sub(self.in_flight.len()).max(1);
+        let claims_max = if lane.key().is_some() { free } else { 1 };
+        let store = &self.hands.tools.store;
+        let now_ms = self.hands.now_ms();
+        let claims = store.claim_some(lane.to_string(), class, now_ms, claims_max).await?;
+        if !claims.is_empty() {
+            fail_point::reach("claim.committed");
+        }
+        for claim in claims {
+            tracing::debug!(job.id = %claim.id, job.lane = %lane, reason = reason.name(), "job claimed");
+            let output = self.hands.handle.outputs().open_anew(claim.id);
+            output.take_off(claim.lease_epoch, claim.is_async);
+            self.take_off(claim, lane.clone(), 0);
+        }
         Ok(Turn::Acted)
     }
 
