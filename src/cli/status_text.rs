@@ -40,6 +40,7 @@ pub(super) fn render(document: &Value, addr: SocketAddr) -> String {
         count("retries")
     ));
     webhooks(&mut page, &document["webhooks"]);
+    dead_letters(&mut page, &document["stored"]);
     page.into_text()
 }
 
@@ -153,11 +154,15 @@ fn running(page: &mut Page, document: &Value) {
 fn queue(page: &mut Page, queue: &Value) {
     let depth = queue["depth"].as_u64().unwrap_or(0);
     let lanes = items(&queue["lanes"]);
+    let scheduled = match queue["scheduled"].as_u64() {
+        Some(scheduled) if scheduled > 0 => format!(" ({scheduled} more for later)"),
+        _ => String::new(),
+    };
     if depth == 0 {
-        page.line("queue        empty");
+        page.line(&format!("queue        empty{scheduled}"));
         return;
     }
-    page.line(&format!("queue        {depth} waiting, in this order of load keys:"));
+    page.line(&format!("queue        {depth} waiting{scheduled}, in this order of load keys:"));
     page.line("             #  waiting  oldest  load key");
     for lane in lanes.iter().take(ROWS_MAX) {
         let delayed = match lane["delayed"].as_u64() {
@@ -186,6 +191,14 @@ fn webhooks(page: &mut Page, webhooks: &Value) {
         page.line(&format!(
             "webhooks     {pending} to be sent, {dead} given up, {delivered} delivered since start"
         ));
+    }
+}
+
+/// One line where failed jobs are kept.
+fn dead_letters(page: &mut Page, stored: &Value) {
+    let failed = stored["failed"].as_u64().unwrap_or(0);
+    if failed > 0 {
+        page.line(&format!("failed       {failed} kept: foreman jobs list --state failed"));
     }
 }
 

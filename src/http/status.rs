@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 
 use crate::clock::rfc3339;
 use crate::domain::bound::{Window, lower_bound};
-use crate::domain::job::Class;
+use crate::domain::job::{Class, State};
 use crate::ollama::health::Upstream;
-use crate::store::{LaneSummary, OpenJob, StoreError};
+use crate::store::{LaneSummary, OpenJob, Overview, StoreError};
 
 use super::Edge;
 
@@ -39,6 +39,7 @@ pub(super) async fn status(edge: &Edge) -> Result<Value, StoreError> {
         "running": overview.live.iter().map(|job| running(edge, job, now_ms)).collect::<Vec<_>>(),
         "queue": {
             "depth": depth,
+            "scheduled": stored(&overview, State::Queued).saturating_sub(depth),
             "lanes": lanes(&overview.lanes, &order, now_ms),
             "jobs": waiting(&overview.waiting, &order, now_ms),
         },
@@ -58,6 +59,12 @@ pub(super) async fn status(edge: &Edge) -> Result<Value, StoreError> {
         "stored": overview.jobs_by_state.iter().map(|(state, jobs)| (state.clone(), json!(jobs)))
             .collect::<serde_json::Map<String, Value>>(),
     }))
+}
+
+/// Jobs in a state.
+fn stored(overview: &Overview, state: State) -> u64 {
+    let found = overview.jobs_by_state.iter().find(|(name, _)| name == state.name());
+    found.map_or(0, |(_, jobs)| *jobs)
 }
 
 fn upstream(edge: &Edge) -> Value {
@@ -112,7 +119,7 @@ fn running(edge: &Edge, job: &OpenJob, now_ms: i64) -> Value {
         "lane": job.lane,
         "model": job.model,
         "dialect": job.dialect,
-        "attempt": job.attempts,
+        "attempt": job.attempt,
         "queued_for_ms": job.claimed_at_ms.unwrap_or(now_ms) - job.created_at_ms,
         "running_for_ms": job.claimed_at_ms.map_or(0, |at_ms| now_ms - at_ms),
         "answer_bytes": bytes.map_or(0, |output| output.bytes()),

@@ -44,7 +44,9 @@ pub struct OpenJob {
     pub model: String,
     /// Wire shape.
     pub dialect: String,
-    /// Tries so far.
+    /// The number of its last attempt; 0 before the first.
+    pub attempt: i64,
+    /// Tries that count against it.
     pub attempts: u32,
     /// When it was admitted.
     pub created_at_ms: i64,
@@ -148,7 +150,7 @@ fn summary(
 pub(super) fn open_jobs_sql(source: &str) -> String {
     format!(
         "SELECT seq, id, state, lane, model, dialect, attempts, created_at_ms, claimed_at_ms, not_before_ms, last_error,
-                class
+                class, lease_epoch
          FROM {source} ORDER BY seq LIMIT ?1"
     )
 }
@@ -168,6 +170,7 @@ fn open_jobs(
             class: row.get(11)?,
             model: row.get(4)?,
             dialect: row.get(5)?,
+            attempt: row.get(12)?,
             attempts: rows::small(row.get(6)?),
             created_at_ms: row.get(7)?,
             claimed_at_ms: row.get(8)?,

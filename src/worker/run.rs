@@ -154,9 +154,7 @@ impl Worker {
     async fn claim_to_load(&self, lane: String, class: Class) -> Result<Option<Claim>, StoreError> {
         let (store, now_ms) = (&self.hands.tools.store, self.hands.now_ms());
         let claim = store.claim(lane, class, Event::ClaimToLoad, now_ms).await?;
-        if claim.is_some() {
-            fail_point::reach("claim.committed");
-        }
+        after_claims(claim.iter().len());
         Ok(claim)
     }
 
@@ -173,9 +171,7 @@ impl Worker {
         let store = &self.hands.tools.store;
         let now_ms = self.hands.now_ms();
         let claims = store.claim_some(lane.to_string(), class, now_ms, claims_max).await?;
-        if !claims.is_empty() {
-            fail_point::reach("claim.committed");
-        }
+        after_claims(claims.len());
         for claim in claims {
             tracing::debug!(job.id = %claim.id, job.lane = %lane, reason = reason.name(), "job claimed");
             let output = self.hands.handle.outputs().open_anew(claim.id);
@@ -278,6 +274,13 @@ impl Hands {
             }
         }
         false
+    }
+}
+
+/// Between a claim and whatever follows from it.
+fn after_claims(claims: usize) {
+    if claims > 0 {
+        fail_point::reach("claim.committed");
     }
 }
 
