@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use rusqlite::{Connection, Row, params};
-use tokio::sync::broadcast;
+use tokio::sync::{Notify, broadcast};
 
 use crate::domain::job::{JobId, State};
 
@@ -37,8 +37,6 @@ pub struct Transition {
     pub at_ms: i64,
     /// Why, where that is to be said.
     pub note: Option<String>,
-    /// Whether a receiver of webhooks is to be told.
-    pub is_owed: bool,
 }
 
 /// Where to read on in the log.
@@ -54,7 +52,13 @@ impl Store {
     /// Live changes of state from now on. A subscriber that lags too far behind is told so, and reads on with
     /// [`Store::events_after`].
     pub fn subscribe(&self) -> broadcast::Receiver<Arc<Transition>> {
-        self.shared.events.subscribe()
+        self.shared.listeners.events.subscribe()
+    }
+
+    /// Returns when a change was committed that a receiver of webhooks is to be told of, since it was last asked. For one
+    /// caller. Cancel-safe.
+    pub async fn owing(&self) {
+        self.shared.listeners.owed.notified().await;
     }
 
     /// The events behind `event`, of one job or of all.
@@ -91,8 +95,7 @@ impl Store {
 }
 
 const SELECT: &str =
-    "SELECT event, job.id, job.model, from_state, to_state, transition.lease_epoch, at_ms, note,
-        EXISTS (SELECT 1 FROM delivery WHERE delivery.event = transition.event)
+    "SELECT event, job.id, job.model, from_state, to_state, transition.lease_epoch, at_ms, note
     FROM transition JOIN job USING (seq)";
 
 fn after(tx: &Connection, event: i64, events_max: u32) -> Result<Vec<Transition>, StoreError> {
@@ -131,7 +134,6 @@ fn transition(row: &Row<'_>) -> Result<Transition, StoreError> {
         attempt: row.get(5)?,
         at_ms: row.get(6)?,
         note: row.get(7)?,
-        is_owed: row.get(8)?,
     })
 }
 
@@ -152,30 +154,57 @@ pub(super) fn skip_some(tx: &Connection) -> Result<(), StoreError> {
 
 /// Publishes what was committed. Owned by the writer thread.
 pub(super) struct Publisher {
-    sender: broadcast::Sender<Arc<Transition>>,
+    listeners: Listeners,
     published: i64,
+    /// The last event that was found to owe a webhook.
+    owed: i64,
+}
+
+/// Who is told what was committed.
+#[derive(Clone)]
+pub(super) struct Listeners {
+    /// Those who follow the log live.
+    pub(super) events: broadcast::Sender<Arc<Transition>>,
+    /// Who sends the webhooks: it listens always, so it is told no more than that there is something to look at.
+    pub(super) owed: Arc<Notify>,
+}
+
+impl Listeners {
+    pub(super) fn new() -> Listeners {
+        Listeners { events: broadcast::Sender::new(LAG_MAX), owed: Arc::default() }
+    }
 }
 
 impl Publisher {
     /// A publisher that has published everything up to now.
     pub(super) fn new(
         connection: &Connection,
-        sender: broadcast::Sender<Arc<Transition>>,
+        listeners: Listeners,
     ) -> Result<Publisher, StoreError> {
-        Ok(Publisher { sender, published: last_event(connection)? })
+        let (published, owed) = (last_event(connection)?, last_owed(connection)?);
+        Ok(Publisher { listeners, published, owed })
     }
 
     /// Publishes the events of the last commit, if anybody listens. A fault is left to the subscribers' own reading.
     pub(super) fn publish(&mut self, connection: &Connection) {
         let Ok(last) = last_event(connection) else { return };
-        if self.sender.receiver_count() > 0 {
+        if last == self.published {
+            return;
+        }
+        if let Ok(owed) = last_owed(connection)
+            && owed > self.owed
+        {
+            self.owed = owed;
+            self.listeners.owed.notify_one();
+        }
+        if self.listeners.events.receiver_count() > 0 {
             while self.published < last {
                 let Ok(events) = after(connection, self.published, EVENTS_MAX) else { return };
                 let Some(event) = events.last().map(|event| event.event) else { break };
                 self.published = event;
                 for event in events {
                     // Nobody may be listening any more.
-                    drop(self.sender.send(Arc::new(event)));
+                    drop(self.listeners.events.send(Arc::new(event)));
                 }
             }
         }
@@ -183,7 +212,7 @@ impl Publisher {
     }
 }
 
-/// The channel of live events.
-pub(super) fn channel() -> broadcast::Sender<Arc<Transition>> {
-    broadcast::Sender::new(LAG_MAX)
+fn last_owed(tx: &Connection) -> Result<i64, StoreError> {
+    let sql = "SELECT COALESCE(MAX(event), 0) FROM delivery";
+    Ok(tx.prepare_cached(sql)?.query_row([], |row| row.get(0))?)
 }

@@ -31,7 +31,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::{Connection, OpenFlags, Transaction};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::fail_point;
 
@@ -75,7 +75,7 @@ struct Shared {
     free_readers: Arc<Semaphore>,
     /// Places for those who ask on behalf of clients.
     lookers: Semaphore,
-    events: broadcast::Sender<Arc<Transition>>,
+    listeners: events::Listeners,
     path: PathBuf,
     /// Held until the last clone is gone: a second daemon on the same database is refused.
     _lock: lock::Lock,
@@ -106,8 +106,8 @@ impl Store {
             recovered
         };
         let readers = (0..READERS).map(|_| open_reader(path)).collect::<Result<Vec<_>, _>>()?;
-        let events = events::channel();
-        let publisher = events::Publisher::new(&connection, events.clone())?;
+        let listeners = events::Listeners::new();
+        let publisher = events::Publisher::new(&connection, listeners.clone())?;
         let bench = writer::Bench::new(path.clone(), Arc::clone(&space), publisher);
         let shared = Shared {
             writer: writer::Writer::start(connection, bench)?,
@@ -115,7 +115,7 @@ impl Store {
             readers: Mutex::new(readers),
             free_readers: Arc::new(Semaphore::new(READERS)),
             lookers: Semaphore::new(READERS - 1),
-            events,
+            listeners,
             path: path.to_owned(),
             _lock: lock,
         };

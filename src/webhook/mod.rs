@@ -17,13 +17,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{Notify, Semaphore, broadcast, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 
 use crate::clock::Clock;
 use crate::config::Webhooks as Settings;
 use crate::shutdown::Tasks;
-use crate::store::{Store, Transition};
+use crate::store::Store;
 
 use pace::{DUE_MAX, IN_FLIGHT_MAX, Pace};
 use post::Poster;
@@ -128,12 +127,11 @@ impl Sender {
     /// Delivers until the drain. What is in flight then may finish within the grace; what does not is sent after the next
     /// start.
     pub async fn run(mut self) {
-        let mut changes = self.hands.store.subscribe();
         let tasks = self.hands.tasks.clone();
         while !tasks.is_draining() {
             let pause = self.look().await;
             tokio::select! {
-                () = owing(&mut changes) => (),
+                () = self.hands.store.owing() => (),
                 Some(landed) = self.landed.recv() => self.note(&landed),
                 () = self.hands.handle.shared.wake.notified() => (),
                 () = tokio::time::sleep(pause) => (),
@@ -143,7 +141,6 @@ impl Sender {
             while let Ok(landed) = self.landed.try_recv() {
                 self.note(&landed);
             }
-            while changes.try_recv().is_ok() {}
         }
     }
 
@@ -183,18 +180,5 @@ impl Sender {
     fn note(&mut self, landed: &Landed) {
         let now_ms = self.hands.clock.now_ms();
         self.pace.landed(&landed.receiver, landed.event, landed.is_taken, now_ms);
-    }
-}
-
-/// Returns when a change was committed that a receiver is to be told of, or when some may have been missed. Cancel-safe.
-async fn owing(changes: &mut broadcast::Receiver<Arc<Transition>>) {
-    loop {
-        match changes.recv().await {
-            Ok(change) if change.is_owed => return,
-            Ok(_) => (),
-            Err(RecvError::Lagged(_)) => return,
-            // The channel ends with the store, which the sender holds.
-            Err(RecvError::Closed) => std::future::pending::<()>().await,
-        }
     }
 }

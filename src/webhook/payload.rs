@@ -63,7 +63,6 @@ mod tests {
                 attempt: 2,
                 at_ms: 1_500,
                 note: note.map(str::to_owned),
-                is_owed: true,
             },
             sequence: 3,
             url: "http://localhost/".to_owned(),
