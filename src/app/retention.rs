@@ -67,10 +67,7 @@ async fn remove_orphans(edge: &Edge) {
     while let Ok(Some(entry)) = entries.next_entry().await {
         let name = entry.file_name().to_string_lossy().into_owned();
         // What is not named as a job is not foreman's; what an open job writes is no orphan.
-        let id = name.split('.').next().unwrap_or_default();
-        if let Ok(id) = id.parse()
-            && edge.worker.outputs().find(id).is_none()
-        {
+        if is_of_no_open_job(edge, &name) {
             orphans.push(name);
         }
     }
@@ -78,11 +75,17 @@ async fn remove_orphans(edge: &Edge) {
     let Ok(named) = edge.store.answer_files().await else { return };
     let named: HashSet<String> = named.into_iter().collect();
     for orphan in orphans.iter().filter(|name| !named.contains(*name)) {
-        // A job that died with the last daemon may be running again meanwhile, and writes to the same name.
-        if orphan.parse().is_ok_and(|id| edge.worker.outputs().find(id).is_none()) {
+        // A job that died with the last daemon may be running again meanwhile.
+        if is_of_no_open_job(edge, orphan) {
             remove(&folder.join(orphan)).await;
         }
     }
+}
+
+/// Whether a file is named as one of a job's (its id, a dot, the attempt) of which no answer comes.
+fn is_of_no_open_job(edge: &Edge, name: &str) -> bool {
+    let id = name.split('.').next().unwrap_or_default();
+    id.parse().is_ok_and(|id| edge.worker.outputs().find(id).is_none())
 }
 
 async fn remove(path: &Path) {
