@@ -88,6 +88,8 @@ pub struct Edge {
     embeds_waiting: AtomicU64,
     /// Status documents being made: a crowd that asks must not take the worker's readers away.
     status_places: Semaphore,
+    /// Large answers being folded: each takes a thread, and up to its size in memory.
+    fold_places: Semaphore,
     /// Memory for request bodies that are being read.
     body_budget: Arc<Semaphore>,
 }
@@ -109,6 +111,7 @@ impl Edge {
             embeds: Arc::new(Semaphore::new(config.embed_parallel)),
             embeds_waiting: AtomicU64::new(0),
             status_places: Semaphore::new(own::STATUS_AT_ONCE),
+            fold_places: Semaphore::new(jobs::FOLDS_AT_ONCE),
             body_budget: Arc::new(body::budget(config.body_max)),
             config,
             store: tools.store,

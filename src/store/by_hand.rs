@@ -148,15 +148,18 @@ impl Store {
         limits: QueueLimits,
         at_ms: i64,
     ) -> Result<Many, StoreError> {
+        // One that fails again meanwhile is not tried for ever by one call.
+        let condition = format!(
+            "finished_at_ms <= {at_ms} AND EXISTS (SELECT 1 FROM request WHERE request.seq = job.seq)"
+        );
+        let Found { seqs, has_more } = self.find_ended(&which, condition).await?;
+        if seqs.is_empty() {
+            return Ok(Many::default());
+        }
         self.write(Durability::Synced, move |tx| {
-            let mut many = Many::default();
-            // One that fails again meanwhile is not tried for ever by one call.
-            let condition = format!(
-                "finished_at_ms <= {at_ms} AND EXISTS (SELECT 1 FROM request WHERE request.seq = job.seq)"
-            );
-            let found = select(tx, &which, &condition)?;
-            many.has_more = rows::to_column(found.len()) > i64::from(MANY_MAX);
-            for (seq, state) in found.into_iter().take(usize::try_from(MANY_MAX).unwrap_or(0)) {
+            let mut many = Many { has_more, ..Many::default() };
+            for seq in seqs {
+                let Some(state) = state_among(tx, seq, &which)? else { continue };
                 match reopen(tx, seq, state, limits, at_ms)? {
                     Reopening::Reopened(file) => {
                         many.count += 1;
@@ -192,17 +195,28 @@ impl Store {
     /// # Errors
     /// Any of the store's; nothing happened.
     pub async fn drop_many(&self, which: Which) -> Result<Many, StoreError> {
+        let Found { seqs, has_more } = self.find_ended(&which, "TRUE".to_owned()).await?;
+        if seqs.is_empty() {
+            return Ok(Many::default());
+        }
         self.write(Durability::Synced, move |tx| {
-            let mut many = Many::default();
-            let found = select(tx, &which, "TRUE")?;
-            many.has_more = rows::to_column(found.len()) > i64::from(MANY_MAX);
-            for (seq, _) in found.into_iter().take(usize::try_from(MANY_MAX).unwrap_or(0)) {
-                many.files.extend(drop_ended(tx, seq)?);
-                many.count += 1;
+            let mut many = Many { has_more, ..Many::default() };
+            for seq in seqs {
+                if state_among(tx, seq, &which)?.is_some() {
+                    many.files.extend(drop_ended(tx, seq)?);
+                    many.count += 1;
+                }
             }
             Ok(many)
         })
         .await
+    }
+
+    /// Up to [`MANY_MAX`] of the ended jobs asked for, the oldest first. Read beside the writer: to find a few among a million
+    /// takes a tenth of a second, in which nobody could be admitted. What was found may have changed when it is acted on.
+    async fn find_ended(&self, which: &Which, condition: String) -> Result<Found, StoreError> {
+        let which = which.clone();
+        self.look(move |tx| select(tx, &which, &condition)).await
     }
 
     /// Fails waiting jobs whose deadline is over, a few at a time, and names them. Synced, since it is told.
@@ -332,28 +346,39 @@ pub(super) fn drop_ended(tx: &Connection, seq: i64) -> Result<Option<String>, St
     Ok(file.flatten())
 }
 
-/// One more than [`MANY_MAX`] of the jobs asked for, the oldest first.
-fn select(
-    tx: &Connection,
-    which: &Which,
-    condition: &str,
-) -> Result<Vec<(i64, State)>, StoreError> {
+/// Jobs that were asked for, by arrival number.
+struct Found {
+    seqs: Vec<i64>,
+    /// Whether there are more.
+    has_more: bool,
+}
+
+fn select(tx: &Connection, which: &Which, condition: &str) -> Result<Found, StoreError> {
     let states: Vec<State> =
         which.states.iter().copied().filter(|state| state.is_final()).collect();
     let sql = format!(
-        "SELECT seq, state FROM job WHERE {} AND (?1 IS NULL OR model = ?1)
+        "SELECT seq FROM job WHERE {} AND (?1 IS NULL OR model = ?1)
          AND (?2 IS NULL OR created_at_ms < ?2) AND {condition} ORDER BY seq LIMIT ?3",
         rows::in_states(&states)
     );
     let mut statement = tx.prepare(&sql)?;
-    let mut found =
-        statement.query(params![which.model, which.created_before_ms, i64::from(MANY_MAX) + 1])?;
-    let mut jobs = Vec::new();
-    while let Some(row) = found.next()? {
-        let state: String = row.get(1)?;
-        jobs.push((row.get(0)?, rows::state(&state)?));
-    }
-    Ok(jobs)
+    let bounds = params![which.model, which.created_before_ms, i64::from(MANY_MAX) + 1];
+    let mut seqs: Vec<i64> =
+        statement.query_map(bounds, |row| row.get(0))?.collect::<Result<_, _>>()?;
+    let many_max = usize::try_from(MANY_MAX).unwrap_or(usize::MAX);
+    let has_more = seqs.len() > many_max;
+    seqs.truncate(many_max);
+    Ok(Found { seqs, has_more })
+}
+
+/// The state of a job if it is still one of those asked for, all of them final.
+fn state_among(tx: &Connection, seq: i64, which: &Which) -> Result<Option<State>, StoreError> {
+    let name: Option<String> = tx
+        .prepare_cached("SELECT state FROM job WHERE seq = ?1")?
+        .query_row([seq], |row| row.get(0))
+        .optional()?;
+    let state = name.as_deref().map(rows::state).transpose()?;
+    Ok(state.filter(|state| state.is_final() && which.states.contains(state)))
 }
 
 fn expire(tx: &Connection, now_ms: i64) -> Result<Vec<JobId>, StoreError> {

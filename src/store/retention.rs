@@ -97,9 +97,8 @@ pub(super) fn sweep(tx: &Connection, before: EndedBefore) -> Result<Swept, Store
             swept.jobs += 1;
         }
     }
-    if swept.jobs > 0 {
-        forget_purged(tx)?;
-    }
+    // Also where nothing was swept: jobs that are dropped by hand are remembered, too.
+    forget_purged(tx)?;
     give_space_back(tx)?;
     if swept.jobs > 0 {
         fail_point::reach("sweep.uncommitted");

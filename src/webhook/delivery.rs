@@ -37,11 +37,12 @@ pub(super) async fn deliver(hands: &Hands, next: Try) -> Option<bool> {
     let told = match tell(hands, next).await {
         Ok(Some(told)) => told,
         Ok(None) => return None,
-        // What cannot be read must not be tried without end.
+        // What cannot be read must not be tried without end; a file may only have met too many that are open.
         Err(fault @ (StoreError::Strange(_) | StoreError::File { .. })) => {
-            let error = format!("its job cannot be read: {fault}");
-            let why = Undelivered { status: None, error };
-            note(hands, next, &Verdict::Over(why)).await;
+            tracing::warn!(webhook.event = next.event, db.error = %fault, "the job of a webhook cannot be read");
+            let unread = Err("its job cannot be read".to_owned());
+            let verdict = judge(unread, next.tries + 1, &hands.settings, chance());
+            note(hands, next, &verdict).await;
             return None;
         }
         Err(fault) => {

@@ -57,10 +57,12 @@ impl Poster {
     ) -> Result<Reply, String> {
         let target = Target::parse(url)?;
         let request = request(&target, headers, body)?;
-        let sent = tokio::time::timeout(TRY_LIMIT, self.exchange(&target, request));
-        match sent.await {
+        let mut seen = None;
+        let sent = self.exchange(&target, request, &mut seen);
+        match tokio::time::timeout(TRY_LIMIT, sent).await {
             Ok(reply) => reply,
-            Err(_) => Err(format!("no answer within {} s", TRY_LIMIT.as_secs())),
+            // The status counts, be its body never ending.
+            Err(_) => seen.ok_or_else(|| format!("no answer within {} s", TRY_LIMIT.as_secs())),
         }
     }
 
@@ -68,6 +70,7 @@ impl Poster {
         &self,
         target: &Target,
         request: Request<Full<Bytes>>,
+        seen: &mut Option<Reply>,
     ) -> Result<Reply, String> {
         let candidates = match &target.host {
             Host::Address(address) => Ok(vec![SocketAddr::new(*address, target.port)]),
@@ -77,7 +80,7 @@ impl Poster {
         };
         let stream = connect(&address::choose(candidates)?).await?;
         if !target.is_tls {
-            return exchange(stream, request).await;
+            return exchange(stream, request, seen).await;
         }
         let name = match &target.host {
             Host::Address(address) => ServerName::IpAddress((*address).into()),
@@ -86,7 +89,8 @@ impl Poster {
         };
         let connector = TlsConnector::from(self.tls().await?);
         let stream = connector.connect(name, stream).await;
-        exchange(stream.map_err(|fault| format!("no TLS connection: {fault}"))?, request).await
+        let stream = stream.map_err(|fault| format!("no TLS connection: {fault}"))?;
+        exchange(stream, request, seen).await
     }
 
     /// The platform's roots, read when the first `https` receiver is told.
@@ -147,7 +151,12 @@ async fn connect(candidates: &[SocketAddr]) -> Result<TcpStream, String> {
     Err(last)
 }
 
-async fn exchange<S>(stream: S, request: Request<Full<Bytes>>) -> Result<Reply, String>
+/// Sends and reads a reply, which is `seen` as soon as its status is.
+async fn exchange<S>(
+    stream: S,
+    request: Request<Full<Bytes>>,
+    seen: &mut Option<Reply>,
+) -> Result<Reply, String>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
@@ -156,6 +165,7 @@ where
     let asking = async {
         let response = sender.send_request(request).await.map_err(|fault| broke(&fault))?;
         let reply = reply(&response);
+        *seen = Some(reply);
         skim(response).await;
         Ok(reply)
     };
@@ -191,4 +201,32 @@ async fn skim(response: Response<Incoming>) {
 fn broke(fault: &hyper::Error) -> String {
     // hyper's own words, and not its causes': those may quote what the receiver sent.
     format!("no answer that could be read: {fault}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    /// A receiver that says 200 and then goes on writing had taken it, and was told again and again all the same.
+    #[tokio::test(start_paused = true)]
+    async fn a_status_counts_though_its_body_never_ends() {
+        let (ours, mut theirs) = tokio::io::duplex(64 * 1024);
+        let target = Target::parse("http://a.example/hook").unwrap();
+        let request = request(&target, HeaderMap::new(), Bytes::from_static(b"{}")).unwrap();
+        let receiver = async {
+            let mut asked = [0; 1024];
+            assert!(theirs.read(&mut asked).await.unwrap() > 0);
+            theirs.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nfor").await.unwrap();
+            std::future::pending::<()>().await;
+        };
+        let mut seen = None;
+        tokio::select! {
+            () = receiver => (),
+            sent = tokio::time::timeout(TRY_LIMIT, exchange(ours, request, &mut seen)) => {
+                assert!(sent.is_err(), "the body never ends");
+            }
+        }
+        assert_eq!(seen, Some(Reply { status: 200, retry_after: None }));
+    }
 }

@@ -97,6 +97,26 @@ async fn a_large_unstreamed_answer_is_whole() {
     assert!(kept == answer.body, "the file holds {} of {} bytes", kept.len(), answer.body.len());
 }
 
+/// A death between the file of an answer and its row leaves the file. (Since each attempt has one of its own, with its
+/// number behind the job's id, none was ever known as a job's, and all stayed for ever.)
+#[tokio::test]
+async fn the_file_of_an_answer_that_no_row_names_goes_at_the_next_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = folder.path().join("foreman.db");
+    let answers = folder.path().join("foreman.db.answers");
+    std::fs::create_dir(&answers).unwrap();
+    let orphan = answers.join("01ARZ3NDEKTSV4RRFFQ69G5FAV.2");
+    let others = answers.join("notes.txt");
+    for file in [&orphan, &others] {
+        std::fs::write(file, "x").unwrap();
+    }
+    let stub = Stub::start(quick()).await;
+    let foreman = Foreman::start_on(&stub.url(), &db, |_| ()).await.up().await;
+    foreman.wait_for(|_| !orphan.exists()).await;
+    assert!(others.exists(), "what is no job's is not foreman's");
+    foreman.stop().await;
+}
+
 /// A client that reads only when all is over still gets the error record at the end of a broken stream, and then the cut.
 #[tokio::test]
 async fn a_late_client_gets_the_last_words_of_a_broken_stream() {

@@ -20,7 +20,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use crate::clock::rfc3339;
 use crate::domain::job::{JobId, State};
 use crate::ollama::client::{BodyError, empty_body};
-use crate::store::{StoreError, Transition};
+use crate::store::{Sought, StoreError, Transition};
 use crate::worker::output::Output;
 
 use super::super::problem::{Code, Problem};
@@ -238,9 +238,19 @@ impl Feed {
         }
         self.told.retain(|id, _| self.edge.worker.outputs().find(*id).is_some());
         if self.quiet >= QUIET_MAX {
+            self.require_job().await?;
             self.say(": still here\n\n".to_owned()).await?;
         }
         Ok(())
+    }
+
+    /// Ends where the one job was dropped before its end could be told: by a purge right behind it.
+    async fn require_job(&self) -> Result<(), Ended> {
+        let Some(id) = self.of else { return Ok(()) };
+        match self.edge.store.job(id).await.map_err(Ended::Unread)? {
+            Sought::There(_) => Ok(()),
+            Sought::Purged | Sought::Unknown => Err(Ended::Over),
+        }
     }
 
     async fn say(&mut self, text: String) -> Result<(), Ended> {

@@ -78,7 +78,10 @@ async fn forecast(edge: &Edge, job: &JobView) -> Option<Forecast> {
     }
     let ahead = edge.store.ahead_in_lane(job.seq, AHEAD_MAX).await.ok()??;
     let now_ms = edge.clock.now_ms();
+    // The worker asks the same, on the same readers: a crowd of lookers must not stand before it.
+    let place = edge.status_places.acquire().await.ok()?;
     let waiting = edge.store.waiting_lanes(now_ms).await.ok()?;
+    drop(place);
     let (held, policy) = (edge.residency.held(), edge.config.policy());
     edge.worker.forecast(now_ms, &waiting, &held, (&edge.inventory, &policy), (&job.lane, ahead))
 }

@@ -32,6 +32,10 @@ use super::{Edge, Response, body};
 pub(super) use submit::{Native, respond_async};
 use target::Target;
 
+/// Large answers folded at once: enough that one does not hold the next up, few enough that a crowd asking for answers of
+/// 256 MiB does not take the memory away.
+pub(super) const FOLDS_AT_ONCE: usize = 2;
+
 /// When to try again after a fault of the database.
 const STORE_RETRY_S: u64 = 5;
 

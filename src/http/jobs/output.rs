@@ -7,11 +7,12 @@ use hyper::body::Incoming;
 use hyper::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::{Request, Response as HttpResponse, StatusCode};
 use serde_json::{Value, json};
+use tokio::sync::SemaphorePermit;
 
 use crate::completion;
 use crate::domain::job::{JobId, State};
 use crate::ollama::client::full_body;
-use crate::store::JobView;
+use crate::store::{Answer, AnswerBody, JobView};
 use crate::worker::output::{BeyondEnd, Follower, Head, Opening, Output, Timings};
 
 use super::super::follow;
@@ -232,10 +233,23 @@ async fn folded(edge: &Edge, job: &JobView) -> Result<Option<Folded>, Problem> {
     else {
         return Ok(None);
     };
-    let _place = edge.status_places.acquire().await.map_err(|_| stopping())?;
+    let _place = place_to_fold(edge, &answer).await?;
     let bytes = completion::folded(&answer, edge.store.answers_folder()).await;
     let bytes = bytes.map_err(|fault| unread(edge, &fault))?;
     Ok(bytes.map(|bytes| Folded { content_type: completion::JSON.to_owned(), bytes }))
+}
+
+/// The turn of one that may be large; those in a row are small.
+async fn place_to_fold<'edge>(
+    edge: &'edge Edge,
+    answer: &Answer,
+) -> Result<Option<SemaphorePermit<'edge>>, Problem> {
+    match answer.body {
+        AnswerBody::Inline(_) => Ok(None),
+        AnswerBody::File { .. } => {
+            edge.fold_places.acquire().await.map(Some).map_err(|_| stopping())
+        }
+    }
 }
 
 /// The result and the artifacts of a job.
@@ -247,6 +261,7 @@ pub(super) async fn completion_of(edge: &Edge, job: &JobView) -> Result<(Value, 
     else {
         return Ok((Value::Null, json!([])));
     };
+    let _place = place_to_fold(edge, &answer).await?;
     let completion = completion::of(&answer, edge.store.answers_folder()).await;
     let completion = completion.map_err(|fault| unread(edge, &fault))?;
     let artifacts = completion.artifacts(job.id);

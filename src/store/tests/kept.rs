@@ -69,3 +69,18 @@ async fn an_ended_job_keeps_no_more_than_it_must() {
         .unwrap();
     assert_eq!(kept, [(broken.seq, r#"[["content-type","application/json"]]"#.to_owned())]);
 }
+
+/// Where all jobs were dropped by hand, none was left to sweep, and what is remembered of them grew without end.
+#[tokio::test]
+async fn what_is_remembered_of_jobs_dropped_by_hand_is_forgotten_in_the_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(&folder.path().join("a.db"), 0).unwrap();
+    let many = "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 100010)
+                INSERT INTO purged(id) SELECT printf('%026d', n) FROM n";
+    store.write(Durability::Process, move |tx| Ok(tx.execute(many, [])?)).await.unwrap();
+    assert_eq!(store.sweep(before(0), 0).await.unwrap(), Swept::default());
+    let count = "SELECT COUNT(*) FROM purged";
+    let kept: i64 =
+        store.read(move |tx| Ok(tx.query_row(count, [], |row| row.get(0))?)).await.unwrap();
+    assert!((100_000..=100_001).contains(&kept), "{kept}");
+}

@@ -61,6 +61,8 @@ struct Inner {
     measured: Measured,
     /// The end mark or an error record is among the bytes: what is left is framing.
     is_decided: bool,
+    /// The bytes are not kept: no file may stay.
+    is_discarded: bool,
     end: Option<End>,
 }
 
@@ -118,15 +120,11 @@ impl Output {
         inner.timings.attempt = attempt;
     }
 
-    /// Notes that the job went back to the queue. Whoever follows the attempt is told and cut.
+    /// Notes that the job went back to the queue. Whoever follows the attempt is told and cut; what came of it is dropped, since
+    /// a job may wait long for the next one.
     pub fn put_back(&self) {
-        let mut inner = self.lock();
-        inner.is_in_flight = false;
-        if inner.end.is_none() {
-            inner.timings.attempt = 0;
-            inner.is_shown &= !inner.is_async;
-        }
-        drop(inner);
+        self.lock().is_in_flight = false;
+        self.start_over(Timings::default());
         self.changed.notify_waiters();
     }
 

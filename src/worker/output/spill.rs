@@ -35,9 +35,10 @@ impl Output {
         name.unwrap_or_default()
     }
 
-    /// Removes the file of an answer that is not kept.
+    /// Removes the file of an answer that is not kept, now or when a write that is under way has made it.
     pub fn discard_file(&self) {
-        let inner = self.lock();
+        let mut inner = self.lock();
+        inner.is_discarded = true;
         if inner.file.is_some() {
             drop(std::fs::remove_file(&inner.file_path));
         }
@@ -48,6 +49,9 @@ impl Output {
     pub(super) fn spill(&self, attempt: i64, chunk: &[u8]) -> std::io::Result<()> {
         let (file, before) = {
             let inner = self.lock();
+            if inner.timings.attempt != attempt {
+                return Ok(());
+            }
             let before = if inner.file.is_none() { inner.chunks.clone() } else { Vec::new() };
             (inner.file.clone(), before)
         };
@@ -66,7 +70,7 @@ impl Output {
         let mut writer: &File = &file;
         writer.write_all(chunk)?;
         let mut inner = self.lock();
-        if inner.timings.attempt != attempt {
+        if inner.timings.attempt != attempt || inner.is_discarded {
             drop(std::fs::remove_file(&path));
             return Ok(());
         }

@@ -160,6 +160,52 @@ async fn a_late_write_of_a_replaced_attempt_leaves_nothing_behind() {
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
+/// The same where the next attempt has a file already: the late bytes stood in the middle of its answer.
+#[tokio::test]
+async fn a_late_write_of_a_replaced_attempt_is_not_in_the_file_of_the_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = Arc::new(Output::new(folder.path().join("one"), 10_000_000));
+    output.take_off(2, true);
+    output.start_over(attempt(2));
+    let large = Bytes::from(vec![b'2'; 2 * 1024 * 1024]);
+    output.push(large.clone()).await.unwrap();
+    output.spill(1, b"late").unwrap();
+    assert!(std::fs::read(output.file_path()).unwrap() == large);
+}
+
+/// The first write of a large answer may end after its job has: nobody would have removed the file it made.
+#[tokio::test]
+async fn a_late_write_of_an_answer_that_is_not_kept_leaves_no_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = Arc::new(Output::new(folder.path().join("one"), 10_000_000));
+    output.take_off(1, true);
+    output.start_over(attempt(1));
+    output.discard_file();
+    output.spill(1, b"late").unwrap();
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+/// What came of an attempt that is void was held until the next one began: of each job that waits for another try a
+/// megabyte in memory, and a file that stayed where the job was cancelled instead.
+#[tokio::test]
+async fn a_job_that_waits_for_another_try_holds_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    for is_async in [false, true] {
+        let output = Arc::new(Output::new(folder.path().join("one"), 10_000_000));
+        output.take_off(1, is_async);
+        output.start_over(attempt(1));
+        output.begin(head());
+        for _ in 0..3 {
+            output.push(Bytes::from(vec![b'x'; 1024 * 1024])).await.unwrap();
+        }
+        output.show();
+        assert!(output.file_path().exists());
+        output.put_back();
+        assert_eq!((output.bytes(), output.in_memory()), (0, Some(Bytes::new())));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+}
+
 /// A follower whose attempt was replaced right before it began was told that the answer is not as long.
 #[tokio::test]
 async fn an_offset_into_a_replaced_attempt_is_told_as_replaced() {
