@@ -1,7 +1,7 @@
 //! The mixed load of the kill test: what clients ask, how they behave, and their journal of what they were told. They
 //! follow foreman from port to port and never ask the same thing twice.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -51,8 +51,21 @@ pub(super) struct Known {
     pub(super) asks: BTreeMap<String, Ask>,
     /// Their fates by tag.
     pub(super) fates: BTreeMap<String, Fate>,
+    /// Jobs that somebody asked to cancel, acknowledged or not.
+    pub(super) cancels: BTreeSet<String>,
+    /// Jobs whose cancel was acknowledged, and when (milliseconds since 1970).
+    pub(super) cancelled: BTreeMap<String, i64>,
+    /// Jobs that somebody asked to try again, by hand.
+    pub(super) retries: BTreeMap<String, Retries>,
     /// Answers beside the queue that were wrong.
     pub(super) wrong: Vec<String>,
+}
+
+/// Retries of a job by hand.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Retries {
+    pub(super) asked: u32,
+    pub(super) acknowledged: u32,
 }
 
 /// What everybody sees of the daemon of the moment.
@@ -125,7 +138,7 @@ impl Load {
         self.when(|scene| scene.addr != Some(addr)).await;
     }
 
-    fn acknowledge(&self, id: &str, tag: Option<&str>) {
+    pub(super) fn acknowledge(&self, id: &str, tag: Option<&str>) {
         let mut known = self.known();
         let entry = known.acknowledged.entry(id.to_owned()).or_default();
         if let Some(tag) = tag {

@@ -1,13 +1,17 @@
 //! What is promised outlives kill -9: no acknowledged job is lost, and none has two outcomes.
 //!
-//! `load` asks (what `ask` holds), `oracle` compares; `points` dies between every two steps, `restart` holds the other
-//! deaths and stops that are not random, `torn` has the power fail, `disk` the disk.
+//! `load` asks (what `ask` holds), `oracle` compares, `hooks` what receivers were told; `points` and `async_points` die
+//! between every two steps, `restart` holds the other deaths and stops that are not random, `torn` has the power fail,
+//! `disk` the disk.
 
 mod ask;
+mod async_points;
 mod disk;
+mod hooks;
 mod load;
 mod oracle;
 mod points;
+mod program;
 mod restart;
 mod torn;
 
