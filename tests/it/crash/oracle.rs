@@ -11,7 +11,7 @@ use rusqlite::{Connection, OpenFlags};
 use stub_ollama::LogEntry;
 
 use super::ask::{Ask, Read, tag_of};
-use super::load::{Fate, Known, Told};
+use super::load::{Fate, Followed, Known, Told};
 
 /// `FOREMAN_MAX_ATTEMPTS`, as it is without a setting.
 const ATTEMPTS_MAX: u32 = 3;
@@ -171,6 +171,18 @@ pub(super) fn judge(db: &Path, known: &Known, log: &[LogEntry]) -> Findings {
             Some(_) => (),
         }
     }
+    for batch in &known.batches {
+        let stored = batch.iter().filter(|tag| by_tag.contains_key(*tag)).count();
+        if stored != 0 && stored != batch.len() {
+            findings.lost.push(format!("half a batch is stored: {stored} of {batch:?}"));
+        }
+    }
+    for followed in &known.followed {
+        // One that is not stored was found above.
+        if let Some(job) = by_id.get(followed.id.as_str()) {
+            findings.followed(followed, job);
+        }
+    }
     for (tag, fate) in &known.fates {
         if let Fate::Told(told) = fate {
             findings.told(&known.asks[tag], told, by_tag.get(tag).copied());
@@ -266,6 +278,17 @@ impl Findings {
                 self.wrong.push(format!("failed without a reason: {job:?}"));
             }
             _ => (),
+        }
+    }
+
+    /// What was put together is the answer that is kept, or was that of an attempt whose daemon died before it was.
+    fn followed(&mut self, followed: &Followed, job: &Job) {
+        let is_kept = followed.attempt == job.lease_epoch
+            && job.answer.as_ref().is_some_and(|(_, body)| *body == followed.bytes);
+        let is_void = followed.attempt < job.lease_epoch && job.interruptions > 0;
+        if !is_kept && !is_void {
+            let text = String::from_utf8_lossy(&followed.bytes).into_owned();
+            self.wrong.push(format!("followed {followed:?} {text}, but it is {job:?}"));
         }
     }
 
