@@ -4,9 +4,9 @@
 //! `FOREMAN_TEST_FAIL_POINT=name[:nth]` has the process abort when the point is reached for the nth time (the first, if
 //! none is said). It must never be read for anything else: a point that changes what foreman does is no point.
 
-/// Every point, in the order of a job's life. `tests/it/crash/points.rs` dies at each of them, and checks that each is
-/// placed in the source.
-pub const ALL: [&str; 33] = [
+/// Every point, in the order of a job's life. `points` and `async_points` in `tests/it/crash` die at each of them, and so
+/// check that each is placed in the source.
+pub const ALL: [&str; 44] = [
     "migration.uncommitted",
     "migration.committed",
     "recovery.uncommitted",
@@ -34,6 +34,17 @@ pub const ALL: [&str; 33] = [
     "cancel.before",
     "cancel.uncommitted",
     "cancel.committed",
+    "cancel_running.uncommitted",
+    "cancel_running.committed",
+    "expire.uncommitted",
+    "expire.committed",
+    "deliver.before",
+    "deliver.replied",
+    "deliver.noted",
+    "reopen.uncommitted",
+    "reopen.committed",
+    "drop.uncommitted",
+    "drop.committed",
     "sweep.uncommitted",
     "sweep.committed",
     "checkpoint.before",

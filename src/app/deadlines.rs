@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::fail_point;
 use crate::http::Edge;
 
 /// The longest sleep: the clock that deadlines are told in may be set meanwhile.
@@ -38,6 +39,9 @@ async fn look(edge: &Edge) -> Duration {
     }
     match edge.store.expire(now_ms).await {
         Ok(expired) => {
+            if !expired.is_empty() {
+                fail_point::reach("expire.committed");
+            }
             for id in &expired {
                 tracing::warn!(job.id = %id, "job failed, its deadline passed while it waited");
                 edge.worker.expired(*id);

@@ -183,7 +183,11 @@ impl Store {
     /// Any of the store's; nothing happened.
     pub async fn drop_job(&self, id: JobId) -> Result<Dropping, StoreError> {
         self.write(Durability::Synced, move |tx| match find(tx, id)? {
-            Some((seq, state)) if state.is_final() => Ok(Dropping::Dropped(drop_ended(tx, seq)?)),
+            Some((seq, state)) if state.is_final() => {
+                let file = drop_ended(tx, seq)?;
+                fail_point::reach("drop.uncommitted");
+                Ok(Dropping::Dropped(file))
+            }
             Some((_, state)) => Ok(Dropping::WrongState(state)),
             None => Ok(Dropping::Unknown),
         })
@@ -258,6 +262,7 @@ pub(super) fn cancel(
         State::Queued => end_waiting(tx, seq, Event::Cancel, why, at_ms),
         State::Loading | State::Working => {
             tx.prepare_cached("UPDATE job SET is_cancelling = 1 WHERE seq = ?1")?.execute([seq])?;
+            fail_point::reach("cancel_running.uncommitted");
             Ok(Cancellation::Cancelling)
         }
         State::Done | State::Failed | State::Cancelled => Ok(Cancellation::Ended(state)),
@@ -326,6 +331,7 @@ fn reopen(
         .optional()?;
     let note = Note { epoch, at_ms, text: Some("reopened by hand") };
     record(tx, seq, Some(from), to, &note)?;
+    fail_point::reach("reopen.uncommitted");
     Ok(Reopening::Reopened(file.flatten()))
 }
 
@@ -389,6 +395,7 @@ fn expire(tx: &Connection, now_ms: i64) -> Result<Vec<JobId>, StoreError> {
     let mut expired = Vec::new();
     for (seq, id) in found {
         end_waiting(tx, seq, Event::Fail, "the deadline passed before it was done", now_ms)?;
+        fail_point::reach("expire.uncommitted");
         expired.push(rows::job_id(&id)?);
     }
     Ok(expired)

@@ -9,6 +9,7 @@ use hyper::header::HeaderMap;
 use crate::clock;
 use crate::completion;
 use crate::delay::{Growth, chance};
+use crate::fail_point;
 use crate::store::{StoreError, Telling, Try, Undelivered};
 
 use super::post::Reply;
@@ -55,10 +56,13 @@ pub(super) async fn deliver(hands: &Hands, next: Try) -> Option<bool> {
     let mut headers = HeaderMap::new();
     let key = hands.settings.key.as_ref();
     signature::sign(&mut headers, &id, hands.clock.now_ms(), &body, key);
+    fail_point::reach("deliver.before");
     let reply = hands.poster.post(&telling.url, headers, body).await;
+    fail_point::reach("deliver.replied");
     let verdict = judge(reply, next.tries + 1, &hands.settings, chance());
     log(&telling, next, &verdict);
     let is_noted = note(hands, next, &verdict).await;
+    fail_point::reach("deliver.noted");
     let is_taken = matches!(verdict, Verdict::Taken(_));
     if is_taken && is_noted {
         hands.handle.count_delivered();

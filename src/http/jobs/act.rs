@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::clock::from_rfc3339;
 use crate::domain::job::{Event, JobId, State};
+use crate::fail_point;
 use crate::ollama::client::empty_body;
 use crate::store::{Cancellation, Dropping, Many, Reopening, Which};
 
@@ -39,11 +40,13 @@ pub(super) async fn cancel(
     let cancelled = edge.store.cancel(id, "it was cancelled while it waited", now_ms).await;
     match cancelled.map_err(|fault| unread(edge, &fault))? {
         Cancellation::Cancelled => {
+            fail_point::reach("cancel.committed");
             tracing::info!(job.id = %id, "job cancelled while it waited");
             let output = edge.worker.outputs().open(id);
             edge.worker.cancelled_waiting(id, &output);
         }
         Cancellation::Cancelling => {
+            fail_point::reach("cancel_running.committed");
             tracing::info!(job.id = %id, "job is being cancelled");
             // Made if the worker has not yet: it opens the same one right after its claim.
             let output = edge.worker.outputs().open(id);
@@ -70,6 +73,7 @@ pub(super) async fn retry(
     let reopened = edge.store.reopen(id, edge.queue_limits(), edge.clock.now_ms()).await;
     match reopened.map_err(|fault| unread(edge, &fault))? {
         Reopening::Reopened(file) => {
+            fail_point::reach("reopen.committed");
             tracing::info!(job.id = %id, "job goes back to the queue, by hand");
             remove(edge, &file.into_iter().collect::<Vec<_>>()).await;
             edge.worker.wake();
@@ -102,6 +106,7 @@ pub(super) async fn delete(
     without_body(edge, request).await?;
     match edge.store.drop_job(id).await.map_err(|fault| unread(edge, &fault))? {
         Dropping::Dropped(file) => {
+            fail_point::reach("drop.committed");
             remove(edge, &file.into_iter().collect::<Vec<_>>()).await;
             let mut response = hyper::Response::new(empty_body());
             *response.status_mut() = StatusCode::NO_CONTENT;

@@ -9,6 +9,7 @@ use hyper::header::{HeaderValue, RETRY_AFTER};
 use hyper::{Request, StatusCode};
 use serde_json::{Value, json};
 
+use crate::fail_point;
 use crate::store::{FoundBy, NewJob};
 
 use super::super::intake::{Asker, model_digest};
@@ -97,6 +98,7 @@ async fn admit_all(
         }
     }
     if last_seq > 0 {
+        fail_point::reach("admit.committed");
         tracing::info!(
             jobs.submitted = outcomes.len(),
             job.seq = last_seq,

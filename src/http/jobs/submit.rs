@@ -14,6 +14,7 @@ use hyper::{Request, StatusCode};
 
 use crate::domain::dialect::Dialect;
 use crate::domain::job::{Class, Counters, JobId, Kind, State};
+use crate::fail_point;
 use crate::ollama::wire::canonical::fingerprint;
 use crate::store::{Admission, Extras, FoundBy, Idempotency, JobView, Likeness, NewJob, Sought};
 
@@ -180,6 +181,7 @@ async fn admit(edge: &Edge, job: NewJob) -> Result<Taken, Problem> {
     let admission = edge.store.admit(job, edge.queue_limits(), now_ms).await;
     let admission = admission.map_err(|fault| unread(edge, &fault))?;
     if let Admission::Admitted { seq } = admission {
+        fail_point::reach("admit.committed");
         tracing::info!(job.id = %new.id, job.seq = seq, job.lane = %lane, job.class = class.name(),
             job.client = %client, "job submitted");
         new.seq = seq;

@@ -1,7 +1,7 @@
 //! The mixed load of the kill test: what clients ask, how they behave, and their journal of what they were told. They
 //! follow foreman from port to port and never ask the same thing twice.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -51,8 +51,37 @@ pub(super) struct Known {
     pub(super) asks: BTreeMap<String, Ask>,
     /// Their fates by tag.
     pub(super) fates: BTreeMap<String, Fate>,
+    /// Jobs that somebody asked to cancel, acknowledged or not.
+    pub(super) cancels: BTreeSet<String>,
+    /// Jobs whose cancel was acknowledged, and when (milliseconds since 1970).
+    pub(super) cancelled: BTreeMap<String, i64>,
+    /// Jobs that somebody asked to try again, by hand.
+    pub(super) retries: BTreeMap<String, Retries>,
+    /// The tags of what was submitted in one call: all of it is stored, or none.
+    pub(super) batches: Vec<Vec<String>>,
+    /// What programs followed to its end.
+    pub(super) followed: Vec<Followed>,
+    /// Submissions that were made again, with their key.
+    pub(super) reposts: u32,
     /// Answers beside the queue that were wrong.
     pub(super) wrong: Vec<String>,
+}
+
+/// Retries of a job by hand.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Retries {
+    pub(super) asked: u32,
+    pub(super) acknowledged: u32,
+}
+
+/// An answer that was put together, perhaps in pieces.
+#[derive(Debug, Clone)]
+pub(super) struct Followed {
+    pub(super) id: String,
+    pub(super) attempt: i64,
+    pub(super) bytes: Vec<u8>,
+    /// How often the rest was asked for by offset.
+    pub(super) resumed: u32,
 }
 
 /// What everybody sees of the daemon of the moment.
@@ -117,15 +146,28 @@ impl Load {
         self.known.lock().unwrap()
     }
 
+    /// Waits until there is room for more work; where to bring it. `None` once the clients are to go.
+    pub(super) async fn has_room(&self) -> Option<SocketAddr> {
+        let has_room = |scene: &Scene| scene.addr.is_some() && scene.open < OPEN_MAX;
+        let scene = self.when(|scene| scene.is_over || has_room(scene)).await;
+        scene.addr.filter(|_| !scene.is_over)
+    }
+
+    /// Waits until foreman serves; where.
+    pub(super) async fn serves(&self) -> SocketAddr {
+        let scene = self.when(|scene| scene.addr.is_some()).await;
+        scene.addr.expect("waited for")
+    }
+
     async fn when(&self, is_so: impl Fn(&Scene) -> bool) -> Scene {
         self.scene.subscribe().wait_for(is_so).await.unwrap().clone()
     }
 
-    async fn when_gone(&self, addr: SocketAddr) {
+    pub(super) async fn when_gone(&self, addr: SocketAddr) {
         self.when(|scene| scene.addr != Some(addr)).await;
     }
 
-    fn acknowledge(&self, id: &str, tag: Option<&str>) {
+    pub(super) fn acknowledge(&self, id: &str, tag: Option<&str>) {
         let mut known = self.known();
         let entry = known.acknowledged.entry(id.to_owned()).or_default();
         if let Some(tag) = tag {
@@ -163,10 +205,7 @@ async fn look(addr: SocketAddr) -> Option<Value> {
 /// Asks one thing after the other until the load ends.
 pub(super) async fn client(load: Arc<Load>, number: u64, mut random: Random) {
     for turn in 0_u64.. {
-        let scene = load
-            .when(|scene| scene.is_over || (scene.addr.is_some() && scene.open < OPEN_MAX))
-            .await;
-        let (Some(addr), false) = (scene.addr, scene.is_over) else { return };
+        let Some(addr) = load.has_room().await else { return };
         match random.below(10) {
             0 => beside_the_queue(&load, addr, "/api/embed", "embeddings").await,
             1 => beside_the_queue(&load, addr, "/api/tags", "models").await,
@@ -261,7 +300,7 @@ pub(super) fn summary(known: &Known) -> String {
     let cut = count(|fate| matches!(fate, Fate::Told(told) if !told.is_whole));
     let left = count(|fate| matches!(fate, Fate::Left));
     let lost = count(|fate| matches!(fate, Fate::Lost));
-    let asked = known.asks.len();
+    let asked = known.fates.len();
     format!(
         "requests {asked}: {whole} answered whole, {cut} cut, {refused} refused, {left} left, {lost} without an answer"
     )

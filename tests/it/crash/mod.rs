@@ -1,29 +1,37 @@
 //! What is promised outlives kill -9: no acknowledged job is lost, and none has two outcomes.
 //!
-//! `load` asks (what `ask` holds), `oracle` compares; `points` dies between every two steps, `restart` holds the other
-//! deaths and stops that are not random, `torn` has the power fail, `disk` the disk.
+//! `load` asks (what `ask` holds), `program` hands work in, `oracle` compares, `hooks` what receivers were told; `points`
+//! and `async_points` die between every two steps, `restart` holds the other deaths and stops that are not random, `torn`
+//! has the power fail, `disk` the disk.
 
 mod ask;
+mod async_points;
 mod disk;
+mod hooks;
 mod load;
 mod oracle;
 mod points;
+mod program;
 mod restart;
 mod torn;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use foreman::clock::Clock;
 use stub_ollama::{Action, Cut, Fault, Stage, Stub, StubConfig};
+use tokio::task::JoinHandle;
 
 use crate::harness::daemon::{Daemon, Starting};
 use crate::harness::random::Random;
+use crate::harness::receiver::{Receiver, Reply};
 use crate::harness::{DEADLINE, stub_config};
 
 use ask::{MODELS, Shape};
-use load::Load;
+use load::{Known, Load};
+use oracle::Findings;
+use program::Program;
 
 /// Kills where `FOREMAN_TEST_KILLS` says nothing: about a minute on two busy cores.
 const KILLS_DEFAULT: u64 = 200;
@@ -37,6 +45,9 @@ const LIFE_MEAN: Duration = Duration::from_millis(220);
 
 /// Clients at once.
 const CLIENTS: u64 = 6;
+
+/// Programs at once, which submit jobs that outlive their callers.
+const PROGRAMS: u64 = 4;
 
 /// One life in so many has a scripted fault of Ollama's in it.
 const FAULTY_LIVES: u64 = 4;
@@ -69,12 +80,10 @@ async fn killed_at_random_no_acknowledged_job_is_lost_and_none_ends_twice() {
     let stub = Stub::start(config()).await;
     let load = Arc::new(Load::default());
     let watcher = tokio::spawn(load::watch(Arc::clone(&load)));
-    let clients: Vec<_> = (1..=CLIENTS)
-        .map(|number| {
-            let random = Random::new(seed, number);
-            tokio::spawn(load::client(Arc::clone(&load), number, random))
-        })
-        .collect();
+    let moods = Mutex::new(Random::new(seed, CLIENTS + PROGRAMS + 1));
+    let receiver = Receiver::start(move |_, _| mood(&mut moods.lock().unwrap())).await;
+    let clients = clients(&load, seed);
+    let programs = programs(&load, seed, &receiver);
     let mut run = Run {
         url: stub.url(),
         random: Random::new(seed, 0),
@@ -91,33 +100,28 @@ async fn killed_at_random_no_acknowledged_job_is_lost_and_none_ends_twice() {
     for client in clients {
         client.await.unwrap();
     }
-    let daemon = Daemon::start(&stub.url(), &db, &[]).await;
+    let daemon = Daemon::start(&stub.url(), &db, &hooks::FLAGS).await;
     load.follow(Some(daemon.addr));
+    for program in programs {
+        tokio::time::timeout(DEADLINE, program).await.expect("a program never ended").unwrap();
+    }
     tokio::time::timeout(DEADLINE, load.drained()).await.expect("the queue never drained");
+    program::idle(daemon.addr).await;
     load.follow(None);
     watcher.abort();
     daemon.terminate();
     assert_eq!(daemon.ended().await, Some(0));
 
     let known = std::mem::take(&mut *load.known());
-    let mut findings = oracle::judge(&db, &known, &stub.log());
-    let (lost, duplicated) = (findings.lost.len(), findings.duplicated.len());
-    let acknowledged = known.acknowledged.len();
-    findings.shorten();
+    let findings = judge(&db, &known, &stub, &receiver, (kills, seed));
     run.starts_ms.sort_unstable();
     let start_ms = run.starts_ms.get(run.starts_ms.len() / 2).copied().unwrap_or_default();
-    report(&format!(
-        "kills {kills}, acknowledged {acknowledged}, lost {lost}, duplicated {duplicated}, seed {seed}; \
-         start to serving: median {start_ms} ms of {}",
-        run.starts_ms.len()
-    ));
-    println!("{}", load::summary(&known));
+    report(&format!("start to serving: median {start_ms} ms of {}", run.starts_ms.len()));
     let counts = stub.counts();
     println!(
         "faults {}, jobs failed {}, loads {}, aborted {}, evictions {}",
         run.faults, findings.failed, counts.loads, counts.aborted_loads, counts.evictions
     );
-    assert!(lost == 0 && duplicated == 0 && findings.wrong.is_empty(), "{findings:#?}");
     assert!(findings.failed <= run.faults, "more jobs failed than Ollama failed: {}", run.faults);
     // Foreman asks ps before each load. After a kill ps can miss one model: that whose load, asked for by the dead
     // daemon, ends in the moment before Ollama notices that its client is gone. Only then may Ollama choose a victim;
@@ -125,6 +129,47 @@ async fn killed_at_random_no_acknowledged_job_is_lost_and_none_ends_twice() {
     assert_eq!(run.evictions, 0, "Ollama had to choose a victim by itself: {counts:?}");
     assert_eq!((counts.models_generating_max <= 1, counts.panics), (true, 0), "{counts:?}");
     stub.shutdown().await;
+}
+
+fn clients(load: &Arc<Load>, seed: u64) -> Vec<JoinHandle<()>> {
+    let client =
+        |number| tokio::spawn(load::client(Arc::clone(load), number, Random::new(seed, number)));
+    (1..=CLIENTS).map(client).collect()
+}
+
+fn programs(load: &Arc<Load>, seed: u64, receiver: &Receiver) -> Vec<JoinHandle<()>> {
+    let program = |number| {
+        let (random, hook) = (Random::new(seed, number), receiver.url());
+        let program = Program { load: Arc::clone(load), number, random, hook };
+        tokio::spawn(program.run())
+    };
+    (CLIENTS + 1..=CLIENTS + PROGRAMS).map(program).collect()
+}
+
+/// Compares what everybody knows with the database, and prints what it came to. Fails unless nothing is wrong.
+fn judge(
+    db: &Path,
+    known: &Known,
+    stub: &Stub,
+    receiver: &Receiver,
+    (kills, seed): (u64, u64),
+) -> Findings {
+    let mut findings = oracle::judge(db, known, &stub.log());
+    let hooked = hooks::judge(db, &receiver.calls());
+    findings.lost.extend(hooked.lost);
+    findings.wrong.extend(hooked.wrong);
+    let (lost, duplicated) = (findings.lost.len(), findings.duplicated.len());
+    report(&format!(
+        "kills {kills}, acknowledged {}, lost {lost}, duplicated {duplicated}, webhooks {}, seed {seed}",
+        known.acknowledged.len(),
+        hooked.told
+    ));
+    report(&load::summary(known));
+    report(&program::summary(known));
+    report(&format!("calls of webhooks that were repeated: {}", hooked.repeated));
+    findings.shorten();
+    assert!(lost == 0 && duplicated == 0 && findings.wrong.is_empty(), "{findings:#?}");
+    findings
 }
 
 /// Prints a line past the test runner's capture: the figures of a passing run are worth reading.
@@ -148,7 +193,7 @@ impl Run {
         let life = life(&mut self.random);
         let before = stub.counts().evictions;
         let began_ms = Clock::system().now_ms();
-        let mut starting = Starting::begin(&self.url, db, &[]);
+        let mut starting = Starting::begin(&self.url, db, &hooks::FLAGS);
         // The one timer of these tests: the moment of death is the random input, nothing is waited for by it.
         let death = tokio::time::sleep(life);
         tokio::pin!(death);
@@ -166,6 +211,16 @@ impl Run {
         self.was_in_load = stub.snapshot().loading.is_some();
         daemon.kill().await;
         self.load.follow(None);
+    }
+}
+
+/// How the receiver of webhooks takes a call.
+fn mood(random: &mut Random) -> Reply {
+    match random.below(10) {
+        0 => Reply::Status(500, ""),
+        1 => Reply::Reset,
+        2 => Reply::After(Duration::from_millis(40), 200),
+        _ => Reply::FINE,
     }
 }
 

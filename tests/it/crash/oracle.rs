@@ -11,7 +11,7 @@ use rusqlite::{Connection, OpenFlags};
 use stub_ollama::LogEntry;
 
 use super::ask::{Ask, Read, tag_of};
-use super::load::{Fate, Known, Told};
+use super::load::{Fate, Followed, Known, Told};
 
 /// `FOREMAN_MAX_ATTEMPTS`, as it is without a setting.
 const ATTEMPTS_MAX: u32 = 3;
@@ -42,6 +42,19 @@ struct Step {
     from: Option<String>,
     to: String,
     lease_epoch: i64,
+    at_ms: i64,
+}
+
+impl Step {
+    /// It had ended, and was put back by hand.
+    fn is_reopening(&self) -> bool {
+        let from = self.from.as_deref().and_then(State::from_name);
+        from.is_some_and(State::is_final) && self.to == "queued"
+    }
+
+    fn is_claim(&self) -> bool {
+        self.from.as_deref() == Some("queued") && matches!(self.to.as_str(), "loading" | "working")
+    }
 }
 
 /// What is wrong, by kind.
@@ -103,10 +116,11 @@ pub(crate) fn jobs(db: &Path) -> Vec<Job> {
 }
 
 fn steps(connection: &Connection) -> BTreeMap<i64, Vec<Step>> {
-    let sql = "SELECT seq, from_state, to_state, lease_epoch FROM transition ORDER BY event";
+    let sql = "SELECT seq, from_state, to_state, lease_epoch, at_ms FROM transition ORDER BY event";
     let mut statement = connection.prepare(sql).unwrap();
     let rows = statement.query_map([], |row| {
-        let step = Step { from: row.get(1)?, to: row.get(2)?, lease_epoch: row.get(3)? };
+        let (lease_epoch, at_ms) = (row.get(3)?, row.get(4)?);
+        let step = Step { from: row.get(1)?, to: row.get(2)?, lease_epoch, at_ms };
         Ok((row.get(0)?, step))
     });
     let mut steps = BTreeMap::<i64, Vec<Step>>::new();
@@ -136,7 +150,10 @@ pub(super) fn judge(db: &Path, known: &Known, log: &[LogEntry]) -> Findings {
         findings.failed += u64::from(job.state == "failed");
         let tag = tag_of(&job.request).unwrap();
         findings.life(job);
-        findings.outcome(job, &known.asks[&tag], known.fates.get(&tag));
+        findings.by_hand(job, known);
+        let may_cancel =
+            matches!(known.fates.get(&tag), Some(Fate::Left)) || known.cancels.contains(&job.id);
+        findings.outcome(job, &known.asks[&tag], may_cancel);
         if runs.get(&tag).copied().unwrap_or(0) > job.lease_epoch {
             findings.wrong.push(format!("ran more often than it was claimed: {job:?}"));
         }
@@ -152,6 +169,18 @@ pub(super) fn judge(db: &Path, known: &Known, log: &[LogEntry]) -> Findings {
                 findings.wrong.push(format!("job {id} was told to {tag:?} but is {job:?}"));
             }
             Some(_) => (),
+        }
+    }
+    for batch in &known.batches {
+        let stored = batch.iter().filter(|tag| by_tag.contains_key(*tag)).count();
+        if stored != 0 && stored != batch.len() {
+            findings.lost.push(format!("half a batch is stored: {stored} of {batch:?}"));
+        }
+    }
+    for followed in &known.followed {
+        // One that is not stored was found above.
+        if let Some(job) = by_id.get(followed.id.as_str()) {
+            findings.followed(followed, job);
         }
     }
     for (tag, fate) in &known.fates {
@@ -179,7 +208,7 @@ impl Findings {
         }
     }
 
-    /// A legal life with exactly one end, and counters within their limits.
+    /// Legal lives with exactly one end each (a retry by hand begins another), and counters within their limits.
     fn life(&mut self, job: &Job) {
         let state = State::from_name(&job.state).unwrap();
         let ends = job
@@ -187,11 +216,12 @@ impl Findings {
             .iter()
             .filter(|step| State::from_name(&step.to).is_some_and(State::is_final))
             .count();
-        if !state.is_final() || ends == 0 {
+        let reopened = job.steps.iter().filter(|step| step.is_reopening()).count();
+        if !state.is_final() || ends <= reopened {
             self.lost.push(format!("no outcome: {job:?}"));
         }
-        if ends > 1 {
-            self.duplicated.push(format!("{ends} outcomes: {job:?}"));
+        if ends > reopened + 1 {
+            self.duplicated.push(format!("{ends} outcomes in {} lives: {job:?}", reopened + 1));
         }
         if !is_legal(job) {
             self.wrong.push(format!("an illegal life: {job:?}"));
@@ -199,16 +229,37 @@ impl Findings {
         if job.attempts > ATTEMPTS_MAX || job.interruptions > INTERRUPTIONS_MAX {
             self.wrong.push(format!("too many tries: {job:?}"));
         }
-        // Each claim is paid for by exactly one counter, and the last one of a job that was given up by two.
+        // Each claim of the last life is paid for by exactly one counter, and the last one of a job that was given up by two.
         let paid = i64::from(job.attempts + job.interruptions + job.deferrals);
         let is_given_up = job.interruptions == INTERRUPTIONS_MAX;
-        if paid - i64::from(is_given_up) != job.lease_epoch {
+        let last_life = job.steps.iter().rfind(|step| step.is_reopening());
+        let claims = job.lease_epoch - last_life.map_or(0, |step| step.lease_epoch);
+        if paid - i64::from(is_given_up) != claims {
             self.wrong.push(format!("claims and counters differ: {job:?}"));
         }
     }
 
-    /// What is stored is the one right answer, and nobody's job was cancelled but theirs who left.
-    fn outcome(&mut self, job: &Job, ask: &Ask, fate: Option<&Fate>) {
+    /// What was acknowledged to somebody's hand holds: a cancelled job is not claimed again, a retried one was put back.
+    fn by_hand(&mut self, job: &Job, known: &Known) {
+        let retries = known.retries.get(&job.id).copied().unwrap_or_default();
+        let reopened = job.steps.iter().filter(|step| step.is_reopening()).count();
+        let reopened = u32::try_from(reopened).unwrap();
+        if reopened < retries.acknowledged {
+            self.lost.push(format!("{retries:?}, put back {reopened} times: {job:?}"));
+        }
+        if reopened > retries.asked {
+            self.wrong.push(format!("{retries:?}, put back {reopened} times: {job:?}"));
+        }
+        let Some(cancelled_ms) = known.cancelled.get(&job.id) else { return };
+        let is_retried = |step: &&Step| step.is_reopening() && step.at_ms >= *cancelled_ms;
+        let mut until_retried = job.steps.iter().take_while(|step| !is_retried(step));
+        if until_retried.any(|step| step.is_claim() && step.at_ms > *cancelled_ms) {
+            self.lost.push(format!("claimed after its cancel was acknowledged: {job:?}"));
+        }
+    }
+
+    /// What is stored is the one right answer, and nobody's job was cancelled but theirs who left or asked for it.
+    fn outcome(&mut self, job: &Job, ask: &Ask, may_be_cancelled: bool) {
         match (job.state.as_str(), &job.answer) {
             ("done", Some((200, body))) => {
                 let read = ask.read(body);
@@ -220,13 +271,24 @@ impl Findings {
                 }
             }
             ("done", _) => self.wrong.push(format!("done without an answer: {job:?}")),
-            ("cancelled", _) if !matches!(fate, Some(Fate::Left)) => {
-                self.wrong.push(format!("cancelled, but its client stayed ({fate:?}): {job:?}"));
+            ("cancelled", _) if !may_be_cancelled => {
+                self.wrong.push(format!("cancelled, though nobody left or asked for it: {job:?}"));
             }
             ("failed", _) if job.last_error.is_empty() => {
                 self.wrong.push(format!("failed without a reason: {job:?}"));
             }
             _ => (),
+        }
+    }
+
+    /// What was put together is the answer that is kept, or was that of an attempt whose daemon died before it was.
+    fn followed(&mut self, followed: &Followed, job: &Job) {
+        let is_kept = followed.attempt == job.lease_epoch
+            && job.answer.as_ref().is_some_and(|(_, body)| *body == followed.bytes);
+        let is_void = followed.attempt < job.lease_epoch && job.interruptions > 0;
+        if !is_kept && !is_void {
+            let text = String::from_utf8_lossy(&followed.bytes).into_owned();
+            self.wrong.push(format!("followed {followed:?} {text}, but it is {job:?}"));
         }
     }
 
