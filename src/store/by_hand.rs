@@ -15,19 +15,8 @@ use super::{Durability, Store};
 /// Jobs reopened or dropped in one write: short enough not to hold up an admission.
 pub const MANY_MAX: u32 = 200;
 
-/// Waiting jobs failed for their deadline in one write.
-const EXPIRED_MAX: u32 = 500;
-
 /// The HTTP status of a deadline that passed: a waiting job fails for nothing else.
 const LATE_STATUS: u16 = 504;
-
-/// The first deadline of the jobs that wait.
-pub(super) const NEXT_DEADLINE: &str = "SELECT deadline_ms FROM job INDEXED BY job_deadline
-    WHERE state = 'queued' AND deadline_ms IS NOT NULL ORDER BY deadline_ms LIMIT 1";
-
-/// Waiting jobs whose deadline is over.
-pub(super) const EXPIRED: &str = "SELECT seq, id FROM job INDEXED BY job_deadline
-    WHERE state = 'queued' AND deadline_ms IS NOT NULL AND deadline_ms <= ?1 ORDER BY deadline_ms LIMIT ?2";
 
 /// What cancelling a job came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -222,25 +211,6 @@ impl Store {
         let which = which.clone();
         self.look(move |tx| select(tx, &which, &condition)).await
     }
-
-    /// Fails waiting jobs whose deadline is over, a few at a time, and names them. Synced, since it is told.
-    ///
-    /// # Errors
-    /// Any of the store's; nothing happened.
-    pub async fn expire(&self, now_ms: i64) -> Result<Vec<JobId>, StoreError> {
-        self.write(Durability::Synced, move |tx| expire(tx, now_ms)).await
-    }
-
-    /// The first deadline of the jobs that wait.
-    ///
-    /// # Errors
-    /// Any of the store's.
-    pub async fn next_deadline_ms(&self) -> Result<Option<i64>, StoreError> {
-        self.read(|tx| {
-            Ok(tx.prepare_cached(NEXT_DEADLINE)?.query_row([], |row| row.get(0)).optional()?)
-        })
-        .await
-    }
 }
 
 fn find(tx: &Connection, id: JobId) -> Result<Option<(i64, State)>, StoreError> {
@@ -270,7 +240,7 @@ pub(super) fn cancel(
 }
 
 /// Ends a job that waits.
-fn end_waiting(
+pub(super) fn end_waiting(
     tx: &Connection,
     seq: i64,
     event: Event,
@@ -385,18 +355,4 @@ fn state_among(tx: &Connection, seq: i64, which: &Which) -> Result<Option<State>
         .optional()?;
     let state = name.as_deref().map(rows::state).transpose()?;
     Ok(state.filter(|state| state.is_final() && which.states.contains(state)))
-}
-
-fn expire(tx: &Connection, now_ms: i64) -> Result<Vec<JobId>, StoreError> {
-    let found: Vec<(i64, String)> = tx
-        .prepare_cached(EXPIRED)?
-        .query_map(params![now_ms, EXPIRED_MAX], |row| Ok((row.get(0)?, row.get(1)?)))?
-        .collect::<Result<_, _>>()?;
-    let mut expired = Vec::new();
-    for (seq, id) in found {
-        end_waiting(tx, seq, Event::Fail, "the deadline passed before it was done", now_ms)?;
-        fail_point::reach("expire.uncommitted");
-        expired.push(rows::job_id(&id)?);
-    }
-    Ok(expired)
 }

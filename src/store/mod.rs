@@ -7,6 +7,7 @@
 mod admission;
 mod answers;
 mod by_hand;
+mod deadlines;
 mod deliveries;
 mod error;
 mod events;

@@ -45,9 +45,12 @@ async fn what_is_looked_for_is_found_by_index_alone() {
     let failed = rows::in_states(&[crate::domain::job::State::Failed]);
     let dead = format!("{} WHERE TRUE AND {failed} ORDER BY job.seq DESC LIMIT ?1", view::SELECT);
     let expected: [(&str, &[&str]); 7] = [
-        (by_hand::NEXT_DEADLINE, &["SEARCH job USING COVERING INDEX job_deadline (deadline_ms>?)"]),
         (
-            by_hand::EXPIRED,
+            deadlines::NEXT_DEADLINE,
+            &["SEARCH job USING COVERING INDEX job_deadline (deadline_ms>?)"],
+        ),
+        (
+            deadlines::EXPIRED,
             &["SEARCH job USING INDEX job_deadline (deadline_ms>? AND deadline_ms<?)"],
         ),
         (
