@@ -10,6 +10,8 @@ use foreman::domain::retry::INTERRUPTIONS_MAX;
 use rusqlite::{Connection, OpenFlags};
 use stub_ollama::LogEntry;
 
+use crate::harness::daemon::Starting;
+
 use super::ask::{Ask, Read, tag_of};
 use super::load::{Fate, Followed, Known, Told};
 
@@ -72,9 +74,13 @@ pub(super) struct Findings {
 
 /// Makes a database that keeps every request it was ever given beside foreman's own tables: foreman drops a request when
 /// its job has ended, and whose job it was is what is to be judged.
+///
+/// Foreman's tables are made by the binary: a child that another test forks would hold the lock of a store that is opened
+/// here until it executes, and the next daemon would find its database in use.
 pub(super) async fn prepare(db: &Path) {
-    let (store, _) = foreman::store::Store::open(db, 0).unwrap();
-    store.close().await;
+    let mut starting = Starting::begin("http://127.0.0.1:9", db, &[]);
+    starting.serves().await;
+    starting.kill().await;
     let sql = "CREATE TABLE evidence (seq INTEGER PRIMARY KEY, body BLOB NOT NULL);
                CREATE TRIGGER keep_evidence AFTER INSERT ON request BEGIN
                    INSERT INTO evidence VALUES (NEW.seq, NEW.body);
