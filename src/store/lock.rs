@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::error::StoreError;
 
@@ -22,7 +23,7 @@ impl Lock {
             .write(true)
             .open(&lock_path)
             .map_err(|fault| StoreError::file(&lock_path, &fault))?;
-        match file.try_lock() {
+        match try_for_a_moment(&file) {
             Ok(()) => (),
             Err(TryLockError::WouldBlock) => {
                 return Err(StoreError::InUse {
@@ -36,6 +37,27 @@ impl Lock {
         // The lock is what counts. Its holder's name is a courtesy, and on a full disk there is no room for it.
         drop(file.set_len(0).and_then(|()| write!(file, "{}", std::process::id())));
         Ok(Lock { _file: file })
+    }
+}
+
+/// How long a lock that another process holds is waited for: a predecessor may be about to end, or, killed while it started a
+/// child, live on in that child for a moment.
+const MOMENT: Duration = Duration::from_millis(500);
+
+/// Pause between two looks at the lock.
+const LOOK_PAUSE: Duration = Duration::from_millis(10);
+
+#[expect(clippy::disallowed_methods, reason = "opening blocks, before anything is served")]
+fn try_for_a_moment(file: &File) -> Result<(), TryLockError> {
+    let mut waited = Duration::ZERO;
+    loop {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) if waited < MOMENT => {
+                std::thread::sleep(LOOK_PAUSE);
+                waited += LOOK_PAUSE;
+            }
+            outcome => return outcome,
+        }
     }
 }
 

@@ -40,6 +40,28 @@ async fn a_second_daemon_on_the_database_is_refused_by_name() {
     assert!(fault.to_string().contains(&format!("(process {})", std::process::id())), "{fault}");
 }
 
+/// One that is started while the last one ends, or while a child of it still has its files, is not turned away.
+#[tokio::test]
+async fn a_lock_that_is_about_to_go_is_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.db");
+    let (store, _) = Store::open(&path, 0).unwrap();
+    store.close().await;
+    let held = lock::Lock::take(&path);
+    assert!(held.is_err(), "the store still has it");
+    let (waits, waiting) = std::sync::mpsc::channel();
+    let taker = std::thread::spawn({
+        let path = path.clone();
+        move || {
+            waits.send(()).unwrap();
+            lock::Lock::take(&path).is_ok()
+        }
+    });
+    waiting.recv().unwrap();
+    drop(store);
+    assert!(taker.join().unwrap());
+}
+
 #[cfg(unix)]
 #[tokio::test]
 async fn a_second_daemon_by_another_name_of_the_database_is_refused() {
