@@ -33,7 +33,7 @@ use std::hash::RandomState;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 
 use crate::clock::Clock;
 use crate::config::Config;
@@ -125,6 +125,18 @@ impl Edge {
             webhooks,
             guard,
         }
+    }
+
+    /// Does something to its end though its client leaves on the way, with whom its handler is dropped: what was committed has
+    /// to be told to the worker and to those who wait. `None` if it died of itself.
+    async fn to_the_end<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Option<T> {
+        let (sender, done) = oneshot::channel();
+        // Whoever wanted to know may have left.
+        self.tasks.spawn(async move { drop(sender.send(work.await)) });
+        done.await.ok()
     }
 
     fn queue_limits(&self) -> QueueLimits {

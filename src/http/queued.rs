@@ -12,9 +12,11 @@ use hyper::{Request, StatusCode};
 
 use crate::domain::dialect::Dialect;
 use crate::domain::job::{Class, JobId, Kind, State};
+use crate::domain::schedule::Lane;
+use crate::domain::whom::Whom;
 use crate::fail_point;
 use crate::ollama::wire::chain::chain;
-use crate::store::{Admission, Cancellation, Extras, FoundBy, JobView, Sought};
+use crate::store::{Admission, Cancellation, Extras, FoundBy, JobView, NewJob, Sought};
 use crate::worker::Arrival;
 use crate::worker::output::{Opening, Output, Refusal};
 
@@ -180,13 +182,43 @@ enum Intake {
 }
 
 async fn admit(edge: &Arc<Edge>, asker: &Asker, asked: Asked) -> Result<Intake, Told> {
-    let (lane, dialect, class) = (asked.place.lane.clone(), asked.dialect, asked.class);
-    let is_async = asked.extras.is_async;
+    let (lane, is_async) = (asked.place.lane.clone(), asked.extras.is_async);
     let job = new_job(edge, asker, asked);
-    let (id, body) = (job.id, job.body.clone());
     // The waiter exists before the job does, so that a client that leaves during the commit is noticed.
     let leaves = if is_async { Leaves::Going } else { Leaves::Cancelled };
-    let mut waiter = Waiter::new(edge, id, leaves);
+    let mut waiter = Waiter::new(edge, job.id, leaves);
+    let storing = store(Arc::clone(edge), job, lane, asker.whom);
+    let stored = match leaves {
+        // Whose client leaves is cancelled, by a write behind this one.
+        Leaves::Cancelled => storing.await,
+        Leaves::Going => {
+            let died =
+                || Err(Told::new(StatusCode::SERVICE_UNAVAILABLE, "the request died; try again"));
+            edge.to_the_end(storing).await.unwrap_or_else(died)
+        }
+    };
+    match stored {
+        Ok(None) => Ok(Intake::New(waiter)),
+        Ok(Some((id, by))) => {
+            waiter.let_go();
+            Ok(Intake::Found(id, by))
+        }
+        Err(told) => {
+            waiter.let_go();
+            Err(told)
+        }
+    }
+}
+
+/// Stores a job and tells the worker of it; or the one that is there already, and the output is forgotten that waited for
+/// this one.
+async fn store(
+    edge: Arc<Edge>,
+    job: NewJob,
+    lane: Lane,
+    whom: Whom,
+) -> Result<Option<(JobId, FoundBy)>, Told> {
+    let (id, dialect, class, body) = (job.id, job.dialect, job.class, job.body.clone());
     let admission = edge.store.admit(job, edge.queue_limits(), edge.clock.now_ms()).await;
     let outcome = match admission {
         Ok(Admission::Admitted { seq }) => {
@@ -197,21 +229,20 @@ async fn admit(edge: &Arc<Edge>, asker: &Asker, asked: Asked) -> Result<Intake, 
                 job.lane = %lane,
                 job.dialect = dialect.name(),
                 job.class = class.name(),
-                job.client = %asker.whom.client,
-                http.connection = asker.whom.connection,
+                job.client = %whom.client,
+                http.connection = whom.connection,
                 "job admitted"
             );
             let chain = chain(dialect, &body, &edge.chain_keys);
-            let arrival = Arrival { id, seq, lane: &lane, whom: asker.whom, chain: &chain };
+            let arrival = Arrival { id, seq, lane: &lane, whom, chain: &chain };
             edge.worker.arrived(&arrival, edge.clock.now_ms());
-            return Ok(Intake::New(waiter));
+            return Ok(None);
         }
-        Ok(Admission::Found { id, by }) => Ok(Intake::Found(id, by)),
+        Ok(Admission::Found { id, by }) => Ok(Some((id, by))),
         Ok(Admission::KeyTaken { id }) => Err(intake::key_taken(id)),
         Ok(Admission::Full { jobs, limit }) => Err(intake::queue_full(jobs, limit)),
-        Err(fault) => Err(intake::not_stored(edge, &fault)),
+        Err(fault) => Err(intake::not_stored(&edge, &fault)),
     };
-    waiter.let_go();
     edge.worker.outputs().forget(id);
     outcome
 }

@@ -35,6 +35,7 @@ pub(super) async fn submit_many(
     let read = body::read(edge, incoming, edge.config.body_max).await?;
     let asker = Asker::of(edge, &parts);
     let checked = check(edge, &asker, read.bytes.clone()).await?;
+    require_small_headers(edge, &asker, checked.len())?;
     if !edge.store.has_room() {
         return Err(no_room());
     }
@@ -51,6 +52,21 @@ pub(super) async fn submit_many(
     }
     admit_all(edge, jobs, &mut outcomes).await?;
     Ok(told(&outcomes))
+}
+
+/// The headers of the call stand with each of its jobs. All these copies may take as much as a body: else one MiB of headers
+/// above ten thousand small items took ten GiB.
+fn require_small_headers(edge: &Edge, asker: &Asker, items: usize) -> Result<(), Problem> {
+    let lines = asker.headers.iter().map(|(name, value)| name.as_str().len() + value.len());
+    let copies = lines.sum::<usize>().saturating_mul(items);
+    if u64::try_from(copies).is_ok_and(|copies| copies <= edge.config.body_max) {
+        return Ok(());
+    }
+    let text = format!(
+        "the headers of a batch stand with each of its jobs, and would take {copies} bytes, above {}; nothing was stored",
+        edge.config.body_max
+    );
+    Err(Problem::new(Code::BodyTooLarge, text))
 }
 
 async fn check(edge: &Edge, asker: &Asker, bytes: Bytes) -> Result<Vec<Checked>, Problem> {

@@ -52,8 +52,15 @@ pub(super) async fn answer(edge: &Arc<Edge>, request: Request<Incoming>) -> Resp
         }
     };
     let is_head = request.method() == Method::HEAD;
-    let mut response =
-        serve(edge, target, request).await.unwrap_or_else(|problem| problem.answer());
+    let served = match *request.method() {
+        Method::POST | Method::DELETE => {
+            let serving = serve(Arc::clone(edge), target, request);
+            edge.to_the_end(serving).await.unwrap_or_else(|| Err(died()))
+        }
+        // Who only asked takes the question along.
+        _ => serve(Arc::clone(edge), target, request).await,
+    };
+    let mut response = served.unwrap_or_else(|problem| problem.answer());
     if is_head {
         *response.body_mut() = empty_body();
     }
@@ -61,10 +68,11 @@ pub(super) async fn answer(edge: &Arc<Edge>, request: Request<Incoming>) -> Resp
 }
 
 async fn serve(
-    edge: &Arc<Edge>,
+    edge: Arc<Edge>,
     target: Target,
     request: Request<Incoming>,
 ) -> Result<Response, Problem> {
+    let edge = &edge;
     match target {
         Target::Submit => submit::submit(edge, request).await,
         Target::SubmitMany => batch::submit_many(edge, request).await,
@@ -146,6 +154,11 @@ async fn missing(edge: &Edge, id: JobId) -> Problem {
         Ok(_) => unknown(id),
         Err(fault) => unread(edge, &fault),
     }
+}
+
+fn died() -> Problem {
+    let text = "the request was not done to its end; look whether anything was stored or changed";
+    Problem::new(Code::StoreUnavailable, text).retry_after(STORE_RETRY_S)
 }
 
 fn stopping() -> Problem {

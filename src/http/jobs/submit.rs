@@ -330,7 +330,9 @@ pub(in super::super) async fn respond_async(
         place,
         extras,
     };
-    let taken = admit(edge, new_job(edge, &asker, asked)).await.map_err(Told::from)?;
+    let (admitting, job) = (Arc::clone(edge), new_job(edge, &asker, asked));
+    let taken = edge.to_the_end(async move { admit(&admitting, job).await }).await;
+    let taken = taken.unwrap_or_else(|| Err(super::died())).map_err(Told::from)?;
     if let Some(wait) = native.wait {
         look::wait_for_end(edge, taken.id, wait).await;
         let outflow = parts.extensions.get::<Outflow>().cloned().unwrap_or_default();

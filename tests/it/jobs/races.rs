@@ -252,3 +252,53 @@ async fn check(addr: SocketAddr, id: &str, live: &[Event]) {
         assert!(output(addr, id, "").await.text().contains("\"done\":true"));
     }
 }
+
+/// Sends a request and closes the connection: the answer is not waited for.
+async fn fire(addr: SocketAddr, path: &str, body: &str) {
+    let mut client = tokio::net::TcpStream::connect(addr).await.unwrap();
+    let length = body.len();
+    let text = format!(
+        "POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}\r\n\r\n{body}"
+    );
+    tokio::io::AsyncWriteExt::write_all(&mut client, text.as_bytes()).await.unwrap();
+}
+
+/// Fire and forget, to the letter. (What follows on a commit went with the connection: the job was on disk, but the worker
+/// was not told, and slept on for half a minute.)
+#[tokio::test]
+async fn a_job_whose_sender_closes_at_once_is_served_at_once() {
+    let stub = Stub::start(stub_config(&["a"])).await;
+    let foreman = Foreman::start(&stub).await.up().await;
+    let many = json!([chat("a", "x"), chat("a", "y")]).to_string();
+    let mut sent = 0;
+    for (path, body, jobs) in [("/jobs", chat("a", "x").to_string(), 1), ("/jobs/batch", many, 2)] {
+        for _ in 0..5 {
+            fire(foreman.addr, path, &body).await;
+            sent += jobs;
+            let served = foreman.wait_for(|status| status["stored"]["done"] == sent);
+            timeout(DEADLINE / 2, served).await.expect("the worker sleeps");
+        }
+    }
+}
+
+/// The same of a cancel: the job was cancelled, and who waited for it waited for ever.
+#[tokio::test]
+async fn who_waits_is_told_of_a_cancel_whose_sender_has_left() {
+    let stub = Stub::start(stub_config(&["a"])).await;
+    let foreman = Foreman::start(&stub).await.up().await;
+    stub.hold_tokens();
+    foreman.occupy(&stub, "a").await;
+    for number in 0..5 {
+        let id = submit(foreman.addr, &chat("a", &number.to_string())).await;
+        let follower = follow(foreman.addr, &id, "?stream=true");
+        let path = format!("/jobs/{id}/cancel");
+        let cancelling = async {
+            while object(foreman.addr, &id).await["state"] != "cancelled" {
+                fire(foreman.addr, &path, "").await;
+            }
+        };
+        let (followed, ()) = tokio::join!(follower, cancelling);
+        assert_eq!(followed.status, 409, "{number}");
+    }
+    stub.release_tokens();
+}
