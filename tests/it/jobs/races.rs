@@ -292,11 +292,8 @@ async fn who_waits_is_told_of_a_cancel_whose_sender_has_left() {
         let id = submit(foreman.addr, &chat("a", &number.to_string())).await;
         let follower = follow(foreman.addr, &id, "?stream=true");
         let cancelling = async {
-            loop {
+            while object(foreman.addr, &id).await["state"] != "cancelled" {
                 fire(foreman.addr, &format!("/jobs/{id}/cancel"), "").await;
-                if object(foreman.addr, &id).await["state"] == "cancelled" {
-                    break;
-                }
             }
         };
         let (followed, ()) = tokio::join!(follower, cancelling);
