@@ -26,7 +26,7 @@ use super::placement::Place;
 use super::whom::{Peer, whom};
 
 /// When to try again after a full queue: about what a few short jobs take.
-const FULL_RETRY_S: u64 = 10;
+pub(super) const FULL_RETRY_S: u64 = 10;
 
 /// When to try again while the disk is full: somebody has to make room, or old jobs have to be dropped.
 const NO_ROOM_RETRY_S: u64 = 30;

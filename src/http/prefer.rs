@@ -11,7 +11,8 @@ use super::problem::{Code, Problem};
 
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 
-const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// The header of a key; lower case.
+pub(super) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// Characters of an idempotency key; clients send UUIDs, or a name and a number.
 pub const KEY_LENGTH_MAX: usize = 255;

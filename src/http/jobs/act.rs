@@ -14,6 +14,7 @@ use crate::fail_point;
 use crate::ollama::client::empty_body;
 use crate::store::{Cancellation, Dropping, Many, Reopening, Which};
 
+use super::super::intake;
 use super::super::problem::{Code, Pointed, Problem};
 use super::super::query;
 use super::super::{Edge, Response, body};
@@ -25,9 +26,6 @@ const BODY_MAX: u64 = 64 * 1024;
 
 /// Jobs that one call may do something to, over several writes; `has_more` says that there are more.
 const COUNT_MAX: usize = 10_000;
-
-/// When to try again where the queue is full.
-const FULL_RETRY_S: u64 = 10;
 
 /// `POST /jobs/{id}/cancel`.
 pub(super) async fn cancel(
@@ -90,7 +88,9 @@ pub(super) async fn retry(
             let text = format!(
                 "the queue is full ({jobs} jobs wait); the job stays as it is, try again later"
             );
-            return Err(Problem::new(Code::QueueFull, text).job(id).retry_after(FULL_RETRY_S));
+            return Err(Problem::new(Code::QueueFull, text)
+                .job(id)
+                .retry_after(intake::FULL_RETRY_S));
         }
         Reopening::Unknown => return Err(missing(edge, id).await),
     }

@@ -13,6 +13,7 @@ use crate::fail_point;
 use crate::store::{FoundBy, NewJob};
 
 use super::super::intake::{Asker, model_digest};
+use super::super::prefer::IDEMPOTENCY_KEY;
 use super::super::problem::{Code, Problem};
 use super::super::submission::{Rejection, Submission, parse_all, split};
 use super::super::{Edge, Response, body};
@@ -31,6 +32,11 @@ pub(super) async fn submit_many(
     if edge.tasks.is_draining() {
         body::linger(edge, incoming);
         return Err(stopping());
+    }
+    if parts.headers.contains_key(IDEMPOTENCY_KEY) {
+        body::linger(edge, incoming);
+        let text = "a batch has no Idempotency-Key: each item has its own idempotency_key; nothing was stored";
+        return Err(Problem::new(Code::MalformedHeader, text));
     }
     let read = body::read(edge, incoming, edge.config.body_max).await?;
     let asker = Asker::of(edge, &parts);

@@ -198,9 +198,6 @@ pub(super) fn no_room() -> Problem {
     intake::no_room().into()
 }
 
-/// When to try again after a full queue or disk.
-const FULL_RETRY_S: u64 = 10;
-
 /// What an admission came to.
 pub(super) fn taken(
     admission: Admission,
@@ -216,10 +213,7 @@ pub(super) fn taken(
             );
             Err(Problem::new(Code::IdempotencyMismatch, text).job(id))
         }
-        Admission::Full { jobs, limit } => {
-            let told = intake::queue_full(jobs, limit);
-            Err(Problem::new(Code::QueueFull, told.text).retry_after(FULL_RETRY_S))
-        }
+        Admission::Full { jobs, limit } => Err(intake::queue_full(jobs, limit).into()),
     }
 }
 

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use stub_ollama::Stub;
 
-use crate::harness::client::{chat, open};
+use crate::harness::client::{chat, open, request};
 use crate::harness::jobs::{done, id_of, problem, with_header};
 use crate::harness::{Answer, Foreman, get, send, stub_config};
 
@@ -58,10 +58,9 @@ async fn headers_that_a_batch_would_multiply_beyond_a_body_are_refused() {
     let small = |raw: &mut foreman::config::Raw| raw.body_max = Some("64KiB".to_owned());
     let foreman = Foreman::start_with(&stub, small).await.up().await;
     let body = json!(vec![chat("a", "x"); 100]).to_string();
-    let request =
-        crate::harness::client::request(foreman.addr, "POST", "/jobs/batch", body.clone());
-    let request = with_header(request, ("x-large", &"a".repeat(2_000)));
-    let answer = open(foreman.addr, request).await.unwrap().rest().await;
+    let sent = request(foreman.addr, "POST", "/jobs/batch", body.clone());
+    let sent = with_header(sent, ("x-large", &"a".repeat(2_000)));
+    let answer = open(foreman.addr, sent).await.unwrap().rest().await;
     problem(&answer, 413, "body-too-large");
     assert_eq!(get(foreman.addr, "/jobs").await.json()["data"], json!([]));
     assert_eq!(post(&foreman, body).await.status, 202);
@@ -169,4 +168,17 @@ async fn a_key_that_comes_twice_in_a_batch_makes_one_job() {
         done(foreman.addr, &id_of(&items[0])).await;
     }
     assert_eq!(get(foreman.addr, "/jobs").await.json()["data"].as_array().unwrap().len(), 1);
+}
+
+/// A key for all of them would be one for none: a client that sends one is told where keys belong.
+#[tokio::test]
+async fn a_key_for_a_whole_batch_is_refused() {
+    let stub = Stub::start(stub_config(&["a"])).await;
+    let foreman = Foreman::start(&stub).await.up().await;
+    let body = json!([chat("a", "x")]).to_string();
+    let sent = request(foreman.addr, "POST", "/jobs/batch", body);
+    let sent = with_header(sent, ("idempotency-key", "one"));
+    let answer = open(foreman.addr, sent).await.unwrap().rest().await;
+    problem(&answer, 400, "malformed-header");
+    assert_eq!(get(foreman.addr, "/jobs").await.json()["data"], json!([]));
 }
