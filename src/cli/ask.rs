@@ -2,6 +2,7 @@
 //!
 //! It never tries again by itself: whoever asks knows whether that is safe. Each call has a connection of its own.
 
+use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -33,6 +34,7 @@ const ANSWER_BYTES_MAX: usize = 256 * 1024 * 1024;
 pub(super) struct Caller {
     addr: SocketAddr,
     token: Option<String>,
+    was_reached: Cell<bool>,
 }
 
 /// What is asked.
@@ -153,7 +155,12 @@ impl Caller {
             Fault::Other(Exit::Usage, format!("FOREMAN_ADDR={given:?}: {allowed}"))
         })?;
         let token = daemon.token.clone().filter(|token| !token.is_empty());
-        Ok(Caller { addr: connectable(addr), token })
+        Ok(Caller { addr: connectable(addr), token, was_reached: Cell::new(false) })
+    }
+
+    /// Whether somebody listened there at any time: a daemon that does no longer may be restarting.
+    pub(super) fn was_reached(&self) -> bool {
+        self.was_reached.get()
     }
 
     /// Where the daemon is.
@@ -215,6 +222,7 @@ impl Caller {
         let addr = self.addr;
         let away = |fault: &dyn std::fmt::Display| lost(addr, fault);
         let stream = TcpStream::connect(addr).await.map_err(|fault| away(&fault))?;
+        self.was_reached.set(true);
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|fault| away(&fault))?;
         let mut request = Request::builder()

@@ -166,6 +166,37 @@ async fn a_wait_goes_on_after_a_restart_and_prints_the_completion() {
     assert!(ran.err.contains("trying again"), "{}", ran.err);
 }
 
+/// The daemon dies while the first question is on its way: it was there when the job was handed in.
+#[tokio::test]
+async fn a_wait_whose_first_question_is_cut_goes_on() {
+    let mut done = job("done");
+    done["result"] = json!({ "message": { "content": "hello" } });
+    let script = || {
+        vec![
+            ("GET /jobs/01A?wait=30s", Canned::gone()),
+            ("GET /jobs/01A?wait=30s", Canned::json(200, &done)),
+        ]
+    };
+    let (ran, _) = scripted(&["jobs", "wait", "01A"], script()).await;
+    assert_eq!((ran.code, ran.out.as_str()), (Some(0), "01A done\n"), "{}", ran.err);
+    let mut submitted = vec![("POST /jobs", Canned::json(202, &job("queued")))];
+    submitted.extend(script());
+    let (ran, _) = scripted(&["submit", "-m", "llama3", "x", "--wait"], submitted).await;
+    assert_eq!((ran.code, ran.out.as_str()), (Some(0), "hello\n"), "{}", ran.err);
+}
+
+/// A job that is followed may wait for long, and the head of its answer comes with the first byte.
+#[tokio::test]
+async fn following_goes_on_where_nothing_had_come_yet() {
+    let script = vec![
+        ("GET /jobs/01A/output?stream=true", Canned::gone()),
+        ("GET /jobs/01A", Canned::gone()),
+        ("GET /jobs/01A/output?stream=true", Canned::output(1, &words(&["one"]))),
+    ];
+    let (ran, _) = scripted(&["jobs", "follow", "01A"], script).await;
+    assert_eq!((ran.code, ran.out.as_str()), (Some(0), "one\n"), "{}", ran.err);
+}
+
 /// A long completion is not in the job object.
 #[tokio::test]
 async fn a_completion_that_is_not_inline_is_fetched() {
@@ -186,7 +217,7 @@ async fn exit_codes_tell_how_a_job_ended() {
         assert_eq!(ran.code, Some(code), "{}", ran.err);
         assert_eq!(ran.out, format!("01A {}\n", object["state"].as_str().unwrap()));
     }
-    let script = vec![("GET /jobs/01A?wait=1s", Canned::json(200, &job("queued")))];
+    let script = vec![("GET /jobs/01A?wait=0s", Canned::json(200, &job("queued")))];
     let fake = FakeForeman::start(script).await;
     let ran = run(fake.addr, &["jobs", "wait", "01A", "--timeout", "100ms"], "").await;
     assert_eq!(ran.code, Some(4), "{}", ran.err);
@@ -470,6 +501,10 @@ async fn the_real_one_is_submitted_to_waited_for_followed_and_purged() {
     assert_eq!(run(fm.addr, &["jobs", "show", ids[0]], "").await.code, Some(66));
     let ran = run(fm.addr, &["submit", "-m", "nowhere", "hi", "--wait"], "").await;
     assert_eq!(ran.code, Some(2), "{}", ran.err);
+    let later = ["submit", "-m", "a", "hi", "--in", "1h", "--wait", "--timeout", "1s"];
+    let ran = run(fm.addr, &later, "").await;
+    assert_eq!((ran.code, ran.out.as_str()), (Some(4), ""), "{}", ran.err);
+    assert!(!ran.err.contains("did not answer"), "{}", ran.err);
     assert_eq!(run(fm.addr, &["jobs", "retry", "--failed"], "").await.out, "1\n");
 }
 

@@ -37,13 +37,13 @@ pub(super) async fn events(caller: &Caller, arguments: &Events) -> Result<Exit, 
                 }
             },
             Err(fault) => {
-                patience.bear(fault).await?;
+                patience.bear(fault, caller.was_reached()).await?;
                 continue;
             }
         };
         // It was there; where it is again, it is asked for what came behind the last event.
         patience.seen();
-        patience.bear(fault).await?;
+        patience.bear(fault, caller.was_reached()).await?;
         reader.reconnect();
     }
 }
@@ -72,7 +72,11 @@ fn show(event: &Event, arguments: &Events) -> Result<(), Fault> {
     let data: Value = serde_json::from_str(&event.data).unwrap_or_default();
     if event.kind == "events.lost" {
         let id = |name: &str| data[name].to_string();
-        say(&format!("events {} to {} were dropped with their jobs", id("from"), id("to")));
+        say(&format!(
+            "some of the events {} to {} were dropped with their jobs",
+            id("from"),
+            id("to")
+        ));
     }
     if arguments.json {
         return put(format!("{}\n", event.data).as_bytes());

@@ -90,7 +90,7 @@ pub(super) async fn follow(caller: &Caller, id: &str, form: Form) -> Result<Exit
             Err(unseen) => {
                 // Where the job cannot be seen either, what was said first is nearer to the cause.
                 let told = fault.filter(|fault| !fault.is_passing() || unseen.is_passing());
-                patience.bear(told.unwrap_or(unseen)).await?;
+                patience.bear(told.unwrap_or(unseen), caller.was_reached()).await?;
                 continue;
             }
         }

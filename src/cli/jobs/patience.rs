@@ -19,10 +19,10 @@ const PAUSE_MAX: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(super) struct Patience {
     clock: Clock,
-    /// When the daemon was there last, or the waiting began.
-    since_ms: i64,
-    /// A daemon that was never reached is told at once.
-    is_known: bool,
+    /// When the first question since the daemon was there last came to nothing.
+    away_since_ms: Option<i64>,
+    /// Whether even a daemon that was never reached is tried again, instead of being told at once.
+    is_expected: bool,
     limit: Duration,
     pause: Duration,
 }
@@ -30,20 +30,23 @@ pub(super) struct Patience {
 impl Patience {
     /// For a daemon that is expected to be there.
     pub(super) fn new() -> Patience {
-        let clock = Clock::system();
-        let since_ms = clock.now_ms();
-        Patience { clock, since_ms, is_known: false, limit: AWAY_MAX, pause: PAUSE_FIRST }
+        Patience {
+            clock: Clock::system(),
+            away_since_ms: None,
+            is_expected: false,
+            limit: AWAY_MAX,
+            pause: PAUSE_FIRST,
+        }
     }
 
-    /// For one that is tried so long from now, even if it is not there at first.
+    /// For one that is tried so long, even if it is not there at first.
     pub(super) fn of(limit: Duration) -> Patience {
-        Patience { is_known: true, limit, ..Patience::new() }
+        Patience { is_expected: true, limit, ..Patience::new() }
     }
 
     /// The daemon is there.
     pub(super) fn seen(&mut self) {
-        self.since_ms = self.clock.now_ms();
-        self.is_known = true;
+        self.away_since_ms = None;
     }
 
     /// The daemon said something new.
@@ -52,13 +55,14 @@ impl Patience {
         self.pause = PAUSE_FIRST;
     }
 
-    /// Waits for a moment after a passing fault.
+    /// Waits for a moment after a passing fault. A daemon that was never reached is told at once. What counts is since when there is nothing
+    /// but faults, not when the daemon said something last: a question may have waited for an hour before it was cut.
     ///
     /// # Errors
     /// The fault, if it is none that passes, or has lasted for too long.
-    pub(super) async fn bear(&mut self, fault: Fault) -> Result<(), Fault> {
-        let away_ms = self.clock.now_ms() - self.since_ms;
-        if !fault.is_passing() || !self.is_known || away_ms >= millis(self.limit) {
+    pub(super) async fn bear(&mut self, fault: Fault, was_reached: bool) -> Result<(), Fault> {
+        let is_known = self.is_expected || was_reached;
+        if !fault.is_passing() || !is_known || self.is_over() {
             return Err(fault);
         }
         if self.pause == PAUSE_FIRST {
@@ -66,6 +70,12 @@ impl Patience {
         }
         self.rest().await;
         Ok(())
+    }
+
+    /// Whether it has been away for too long; the first time is when it begins to be.
+    fn is_over(&mut self) -> bool {
+        let now_ms = self.clock.now_ms();
+        now_ms - *self.away_since_ms.get_or_insert(now_ms) >= millis(self.limit)
     }
 
     /// A pause that is longer each time, until the daemon has answered something new.
@@ -85,14 +95,24 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_daemon_that_was_never_there_is_told_at_once_and_one_that_left_after_a_while() {
-        let mut patience = Patience::new();
-        patience.clock = Clock::manual(patience.since_ms);
-        assert!(patience.bear(lost()).await.is_err());
+        let mut patience = Patience { clock: Clock::manual(0), ..Patience::new() };
+        assert!(patience.bear(lost(), false).await.is_err());
         patience.renew();
-        assert!(patience.bear(lost()).await.is_ok());
+        assert!(patience.bear(lost(), true).await.is_ok());
         patience.clock.advance(AWAY_MAX);
-        assert!(patience.bear(lost()).await.is_err());
+        assert!(patience.bear(lost(), true).await.is_err());
         patience.renew();
-        assert!(patience.bear(lost()).await.is_ok());
+        assert!(patience.bear(lost(), true).await.is_ok());
+    }
+
+    /// A question may wait for an hour before it is cut: only then the daemon begins to be away.
+    #[tokio::test(start_paused = true)]
+    async fn what_a_question_waited_before_it_was_cut_does_not_count() {
+        let mut patience = Patience { clock: Clock::manual(0), ..Patience::new() };
+        patience.seen();
+        patience.clock.advance(AWAY_MAX * 60);
+        assert!(patience.bear(lost(), true).await.is_ok());
+        patience.clock.advance(AWAY_MAX);
+        assert!(patience.bear(lost(), true).await.is_err());
     }
 }

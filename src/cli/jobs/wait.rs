@@ -25,6 +25,9 @@ const POLL_MAX: Duration = Duration::from_secs(30);
 /// What an answer may take beyond the wait that was asked for.
 const POLL_MARGIN: Duration = Duration::from_secs(10);
 
+/// The same at the end of a wait: the answer to its last question is on its way.
+const LAST_MARGIN: Duration = Duration::from_secs(1);
+
 /// The pause where a daemon answers sooner than it was asked to.
 const POLL_PAUSE: Duration = Duration::from_millis(200);
 
@@ -100,9 +103,9 @@ async fn long_polls(caller: &Caller, id: &str, until: &Until) -> Result<Value, F
             });
         }
         let poll = left.min(POLL_MAX);
-        let seconds = poll.as_millis().div_ceil(1_000);
-        let call = Call::get(&format!("/jobs/{}?wait={seconds}s", encoded(id)));
-        let limit = left.min(poll + POLL_MARGIN);
+        // Whole seconds, and none beyond the end: the last answer comes in time, with the job as it is.
+        let call = Call::get(&format!("/jobs/{}?wait={}s", encoded(id), poll.as_secs()));
+        let limit = left.saturating_add(LAST_MARGIN).min(poll + POLL_MARGIN);
         let asked_ms = until.clock.now_ms();
         match caller.call(call.limit(limit)).await {
             Ok(answer) => {
@@ -118,7 +121,7 @@ async fn long_polls(caller: &Caller, id: &str, until: &Until) -> Result<Value, F
             }
             // The question was cut off by the end of the wait.
             Err(Fault::Lost(_)) if last.is_some() && until.left().is_zero() => {}
-            Err(fault) => patience.bear(fault).await?,
+            Err(fault) => patience.bear(fault, caller.was_reached()).await?,
         }
     }
 }

@@ -219,6 +219,14 @@ async fn which(
     })?;
     let read = body::read(edge, incoming, BODY_MAX).await?;
     let by_body = of_body(&read.bytes)?;
+    let says = |which: &Which| {
+        [!which.states.is_empty(), which.model.is_some(), which.created_before_ms.is_some()]
+    };
+    if says(&by_query).iter().zip(says(&by_body)).any(|(query, body)| *query && body) {
+        // Which of the two is meant must not be guessed where jobs are dropped.
+        let text = "a filter stands in the query and in the body; nothing was done";
+        return Err(Problem::new(Code::MalformedParameter, text));
+    }
     let which = Which {
         states: if by_body.states.is_empty() { by_query.states } else { by_body.states },
         model: by_body.model.or(by_query.model),

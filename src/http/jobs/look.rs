@@ -36,7 +36,7 @@ pub(super) async fn job(
     let object = object(edge, id).await?;
     let tag = tag(&object);
     let is_known = request.headers().get_all(IF_NONE_MATCH).iter().any(|known| {
-        known.to_str().is_ok_and(|known| known.split(',').any(|one| one.trim() == tag))
+        known.to_str().is_ok_and(|known| known.split(',').any(|one| is_tag(one.trim(), &tag)))
     });
     let mut response = match is_known {
         true => super::text(StatusCode::NOT_MODIFIED, "application/json; charset=utf-8", ""),
@@ -48,6 +48,11 @@ pub(super) async fn job(
     // A cache may keep it, but has to ask each time.
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     Ok(response)
+}
+
+/// Whether what a client knows is this version: compared weakly, as RFC 9110, 13.1.2 asks, or any.
+fn is_tag(known: &str, tag: &str) -> bool {
+    known == "*" || known.strip_prefix("W/").unwrap_or(known) == tag
 }
 
 /// Changes with every change of the object. `estimated_start` moves by itself, so it does not count.
@@ -110,5 +115,19 @@ pub(super) async fn wait_for_end(edge: &Edge, id: JobId, wait: Duration) {
         () = ended => (),
         () = tokio::time::sleep(wait) => (),
         () = edge.tasks.draining() => (),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_is_known_by_its_tag_however_it_is_told() {
+        for (known, wanted) in
+            [("\"a\"", true), ("W/\"a\"", true), ("*", true), ("\"b\"", false), ("a", false)]
+        {
+            assert_eq!(is_tag(known, "\"a\""), wanted, "{known}");
+        }
     }
 }

@@ -390,3 +390,20 @@ async fn a_job_without_a_waiting_client_goes_on_when_its_submitter_leaves() {
     stub.release_tokens();
     done(foreman.addr, &id).await;
 }
+
+/// Which of the two is meant is not guessed: what is dropped is gone.
+#[tokio::test]
+async fn a_filter_in_query_and_body_drops_nothing() {
+    let stub = Stub::start(stub_config(&["a"])).await;
+    let foreman = Foreman::start(&stub).await.up().await;
+    let addr = foreman.addr;
+    let id = submit(addr, &chat("a", "x")).await;
+    done(addr, &id).await;
+    for body in [r#"{"state":"cancelled"}"#, r#"{"state":"done"}"#] {
+        let answer = send(addr, "POST", "/jobs/purge?state=done", body).await;
+        problem(&answer, 400, "malformed-parameter");
+    }
+    assert_eq!(get(addr, &format!("/jobs/{id}")).await.status, 200);
+    let both = send(addr, "POST", "/jobs/purge?state=done", r#"{"model":"b"}"#).await;
+    assert_eq!(both.json(), json!({ "count": 0, "has_more": false }));
+}
