@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use hyper::body::Incoming;
-use hyper::header::{HeaderName, HeaderValue};
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Request, StatusCode};
 
@@ -35,9 +35,9 @@ use super::{Edge, Response, body, jobs, pass};
 /// How often a request is admitted anew because the job it was found equal to was cancelled in that moment.
 const JOINS_MAX: usize = 3;
 
-pub(super) const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 const ATTACHED: HeaderName = HeaderName::from_static("x-foreman-attached");
-pub(super) const DUPLICATE: HeaderName = HeaderName::from_static("x-foreman-duplicate");
+const DUPLICATE: HeaderName = HeaderName::from_static("x-foreman-duplicate");
 
 /// Serves a request of a queued route.
 pub(super) async fn queued(
@@ -83,12 +83,12 @@ async fn serve(
                 Taken::New(waiter) => wait(edge, dialect, waiter, outflow).await,
                 Taken::Joined(waiter, by) => {
                     let mut response = wait(edge, dialect, waiter, outflow).await?;
-                    tell_how(&mut response, by);
+                    tell_how(response.headers_mut(), by);
                     Ok(response)
                 }
                 Taken::Over(job, by) => {
                     let mut response = over(dialect, &job);
-                    tell_how(&mut response, by);
+                    tell_how(response.headers_mut(), by);
                     Ok(response)
                 }
             }
@@ -316,14 +316,14 @@ fn over(dialect: Dialect, job: &JobView) -> Response {
 }
 
 /// Tells the client that its answer is that of a job which was there.
-fn tell_how(response: &mut Response, by: FoundBy) {
+pub(super) fn tell_how(headers: &mut HeaderMap, by: FoundBy) {
     let (name, value) = match by {
         FoundBy::Key => (REPLAYED, "true"),
         FoundBy::Return => (ATTACHED, "true"),
         FoundBy::Inflight => (DUPLICATE, "inflight"),
         FoundBy::Completed => (DUPLICATE, "completed"),
     };
-    response.headers_mut().insert(name, HeaderValue::from_static(value));
+    headers.insert(name, HeaderValue::from_static(value));
 }
 
 /// Waits until the answer begins, and passes it on.

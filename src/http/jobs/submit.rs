@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::Incoming;
-use hyper::header::{HeaderMap, HeaderName, HeaderValue, LOCATION};
+use hyper::header::{HeaderName, HeaderValue, LOCATION};
 use hyper::http::request::Parts;
 use hyper::{Request, StatusCode};
 
@@ -24,7 +24,7 @@ use super::super::intake::{self, Asked, Asker, hashed, marks, new_job};
 use super::super::placement::{Known, Placement, place, place_request};
 use super::super::prefer::idempotency_key;
 use super::super::problem::{Code, Problem};
-use super::super::queued::{DUPLICATE, REPLAYED};
+use super::super::queued::{ended_answer, tell_how};
 use super::super::submission::{Submission, parse};
 use super::super::{Edge, Response, body, outflow::Outflow, pass};
 use super::object::{Details, whole};
@@ -233,18 +233,10 @@ async fn accepted(edge: &Edge, taken: Taken) -> Response {
         headers.insert(LOCATION, location);
     }
     follow::name_job(headers, taken.id);
-    name_found(headers, taken.by);
+    if let Some(by) = taken.by {
+        tell_how(headers, by);
+    }
     response
-}
-
-fn name_found(headers: &mut HeaderMap, by: Option<FoundBy>) {
-    let (name, value) = match by {
-        None | Some(FoundBy::Return) => return,
-        Some(FoundBy::Key) => (REPLAYED, "true"),
-        Some(FoundBy::Inflight) => (DUPLICATE, "inflight"),
-        Some(FoundBy::Completed) => (DUPLICATE, "completed"),
-    };
-    headers.insert(name, HeaderValue::from_static(value));
 }
 
 /// A new job as it would be read back.
@@ -330,10 +322,10 @@ pub(in super::super) async fn respond_async(
     if let Some(wait) = native.wait {
         look::wait_for_end(edge, taken.id, wait).await;
         let outflow = parts.extensions.get::<Outflow>().cloned().unwrap_or_default();
-        if let Some(mut response) =
-            super::super::queued::ended_answer(edge, native.dialect, taken.id, outflow).await
-        {
-            name_found(response.headers_mut(), taken.by);
+        if let Some(mut response) = ended_answer(edge, native.dialect, taken.id, outflow).await {
+            if let Some(by) = taken.by {
+                tell_how(response.headers_mut(), by);
+            }
             return Ok(response);
         }
     }

@@ -8,6 +8,7 @@ use http_body_util::Full;
 use hyper::Request;
 use hyper::header::{HeaderName, HeaderValue};
 use serde_json::{Value, json};
+use stub_ollama::{Action, Fault, Stage};
 
 use super::client::{self, Answer, Stream, get, open, send};
 use super::upstream::Asked;
@@ -21,6 +22,18 @@ pub(crate) fn with_header(
     let value = HeaderValue::from_str(value).unwrap();
     request.headers_mut().insert(HeaderName::from_static(name), value);
     request
+}
+
+/// An Ollama that loads the model, answers the chat once with 503 and asks to be left alone for a minute: the job goes
+/// back to the queue and waits there.
+pub(crate) fn busy_for_a_minute() -> Fault {
+    let busy = Action::Answer {
+        status: 503,
+        text: "later".to_owned(),
+        retry_after_seconds: Some(60),
+        stage: Stage::AfterLoad,
+    };
+    Fault::new(busy).path("/api/chat")
 }
 
 /// POSTs a submission; the answer as it is.

@@ -1,13 +1,13 @@
 //! Ending jobs and trying them again: in each state, at any moment, and over a kill -9.
 
 use serde_json::{Value, json};
-use stub_ollama::{Action, Fault, Stage, Stub};
+use stub_ollama::{Action, Fault, Stub};
 
 use crate::harness::client::{chat, chat_unstreamed, open, post, post_stream, request};
 use crate::harness::daemon::Daemon;
 use crate::harness::jobs::{
-    act, cancel, done, ended, follow, generate, id_of, object, output, problem, submit, wait_for,
-    wait_until_state,
+    act, busy_for_a_minute, cancel, done, ended, follow, generate, id_of, object, output, problem,
+    submit, wait_for, wait_until_state,
 };
 use crate::harness::random::Random;
 use crate::harness::{Answer, Foreman, get, send, stub_config};
@@ -87,13 +87,7 @@ async fn a_job_that_works_is_stopped() {
 async fn a_job_that_waits_to_be_tried_again_is_cancelled() {
     let stub = Stub::start(stub_config(&["a"])).await;
     let foreman = Foreman::start(&stub).await.up().await;
-    let busy = Action::Answer {
-        status: 503,
-        text: "later".to_owned(),
-        retry_after_seconds: Some(60),
-        stage: Stage::AfterLoad,
-    };
-    stub.faults(Fault::new(busy).path("/api/chat"));
+    stub.faults(busy_for_a_minute());
     let id = submit(foreman.addr, &chat("a", "x")).await;
     let waiting = wait_for(foreman.addr, &id, |object| object["not_before"].is_string()).await;
     assert_eq!((&waiting["state"], &waiting["position"]), (&json!("queued"), &Value::Null));

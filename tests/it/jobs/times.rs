@@ -2,11 +2,11 @@
 
 use foreman::clock::{Clock, rfc3339};
 use serde_json::{Value, json};
-use stub_ollama::{Action, Fault, Stage, Stub};
+use stub_ollama::Stub;
 
 use crate::harness::client::chat;
 use crate::harness::daemon::Daemon;
-use crate::harness::jobs::{act, done, ended, object, submit, wait_until_state};
+use crate::harness::jobs::{act, busy_for_a_minute, done, ended, object, submit, wait_until_state};
 use crate::harness::{Foreman, stub_config};
 
 /// So many milliseconds from now.
@@ -138,13 +138,7 @@ async fn a_job_that_loads_fails_at_its_deadline() {
 async fn a_job_that_was_put_back_fails_at_its_deadline() {
     let stub = Stub::start(stub_config(&["a"])).await;
     let foreman = Foreman::start(&stub).await.up().await;
-    let busy = Action::Answer {
-        status: 503,
-        text: "later".to_owned(),
-        retry_after_seconds: Some(60),
-        stage: Stage::AfterLoad,
-    };
-    stub.faults(Fault::new(busy).path("/api/chat"));
+    stub.faults(busy_for_a_minute());
     stub.hold_loads();
     let id = submit(foreman.addr, &with(chat("a", "x"), "deadline", in_ms(1_500))).await;
     wait_until_state(foreman.addr, &id, "loading").await;
