@@ -346,6 +346,7 @@ impl<'a> Day<'a> {
             Chooser::Foreman => jobs.take(),
         };
         let Some(job) = taken.map(index) else { return };
+        self.learning.classes.served(&key.to_string(), class);
         if let Some(place) = self.resident.iter().position(|held| *held == lane) {
             let held = self.resident.remove(place);
             self.resident.push(held);

@@ -282,6 +282,7 @@ impl Life<'_> {
         let first = self.turns.get_mut(&(text.clone(), class)).and_then(Turns::take);
         assert_eq!(Some(claim.seq), first, "not the next of {text} {class:?}");
         self.entered.remove(&claim.seq);
+        self.learning.classes.served(&text, class);
         let job = self.jobs.iter_mut().find(|job| job.seq == claim.seq).unwrap();
         job.is_waiting = false;
         claim
