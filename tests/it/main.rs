@@ -32,5 +32,6 @@ mod status;
 mod stopping;
 mod trace;
 mod waiting;
+mod upstream_tls;
 mod webhooks;
 mod whom;
