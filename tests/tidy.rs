@@ -20,7 +20,7 @@ const ROOMS: &[Room] = &[
         may_import: &["domain", "clock", "fail_point"],
         owns: &["rusqlite", "rustix"],
     },
-    Room { name: "ollama", may_import: &["domain"], owns: &["hyper_util::client"] },
+    Room { name: "ollama", may_import: &["domain"], owns: &["hyper_util::client", "zstd"] },
     Room { name: "completion", may_import: &["domain", "store", "ollama"], owns: &[] },
     Room { name: "config", may_import: &["domain", "guard", "ollama"], owns: &["dirs"] },
     Room {

@@ -44,7 +44,7 @@ pub(super) fn answer(
         dialect,
         waiter: Some(waiter),
         outflow,
-        records: Records::new(&head),
+        records: records(dialect, &head),
         step: Step::Reading(Box::pin(read(follower))),
     };
     let mut response = HttpResponse::new(body.boxed());
@@ -67,7 +67,7 @@ pub(super) fn observed(
         dialect,
         waiter: None,
         outflow,
-        records: Records::new(head),
+        records: records(dialect, head),
         step: Step::Reading(Box::pin(read(follower))),
     };
     body.boxed()
@@ -82,6 +82,14 @@ pub(super) fn kept(follower: Follower, bytes: u64) -> Body {
 pub(super) fn name_job(headers: &mut HeaderMap, id: JobId) {
     if let Ok(value) = HeaderValue::from_str(&id.to_string()) {
         headers.insert(JOB_ID, value);
+    }
+}
+
+/// The records of an answer. Of a route that is not known nothing is held back, whatever it calls its bytes.
+fn records(dialect: Dialect, head: &Head) -> Records {
+    match dialect {
+        Dialect::Other(_) => Records::new(&Head { headers: Vec::new(), ..*head }),
+        _ => Records::new(head),
     }
 }
 
@@ -140,6 +148,8 @@ impl FollowBody {
         match refusal.is_told {
             // Ollama's own error record, which may have come without its line end.
             true => self.records.rest(),
+            // How a route that is not known tells an error inside its bytes is not known either: the cut tells it.
+            false if matches!(self.dialect, Dialect::Other(_)) => None,
             false => Some(in_stream(self.dialect, &refusal.text, self.records.line_start)),
         }
     }

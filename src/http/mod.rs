@@ -16,6 +16,7 @@ mod outflow;
 mod own;
 mod pass;
 mod placement;
+mod plain;
 pub mod prefer;
 pub mod problem;
 pub mod query;
@@ -23,9 +24,11 @@ mod queued;
 mod reach;
 mod records;
 mod router;
+mod search;
 mod status;
 pub mod submission;
 mod trace;
+mod unsure;
 mod waiter;
 mod whom;
 
@@ -42,6 +45,7 @@ use crate::ollama::client::{Body, Ollama};
 use crate::ollama::health::Health;
 use crate::ollama::inventory::Inventory;
 use crate::ollama::residency::Residency;
+use crate::ollama::routes::Routes;
 use crate::shutdown::Tasks;
 use crate::store::{QueueLimits, Store};
 use crate::webhook;
@@ -82,6 +86,8 @@ pub struct Edge {
     pub is_misled: AtomicBool,
     /// The keys of the hashes of conversations: new for each process, so that no client can make its own collide.
     chain_keys: RandomState,
+    /// Which routes it has that foreman does not know.
+    routes: Routes,
     /// Embeds in flight.
     embeds: Arc<Semaphore>,
     /// Embeds that wait for a place.
@@ -90,6 +96,8 @@ pub struct Edge {
     status_places: Semaphore,
     /// Large answers being folded: each takes a thread, and up to its size in memory.
     fold_places: Semaphore,
+    /// Compressed bodies whose text is in use.
+    plain_places: Arc<Semaphore>,
     /// Memory for request bodies that are being read.
     body_budget: Arc<Semaphore>,
 }
@@ -108,10 +116,12 @@ impl Edge {
             instance: ulid::Ulid::generate().to_string(),
             is_misled: AtomicBool::new(false),
             chain_keys: RandomState::new(),
+            routes: Routes::default(),
             embeds: Arc::new(Semaphore::new(config.embed_parallel)),
             embeds_waiting: AtomicU64::new(0),
             status_places: Semaphore::new(own::STATUS_AT_ONCE),
             fold_places: Semaphore::new(jobs::FOLDS_AT_ONCE),
+            plain_places: Arc::new(Semaphore::new(plain::PLAIN_AT_ONCE)),
             body_budget: Arc::new(body::budget(config.body_max)),
             config,
             store: tools.store,

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
@@ -26,11 +27,12 @@ use super::follow;
 use super::intake::{self, Asked, Asker, marks, new_job, stopping};
 use super::outflow::Outflow;
 use super::placement::{Known, Place, Placement, place};
+use super::plain::Plain;
 use super::prefer::{idempotency_key, preferences};
 use super::reach::{Reached, reach};
 use super::waiter::{Leaves, Waiter};
 use super::whom::class;
-use super::{Edge, Response, body, jobs, pass};
+use super::{Edge, Response, body, jobs, pass, search};
 
 /// How often a request is admitted anew because the job it was found equal to was cancelled in that moment.
 const JOINS_MAX: usize = 3;
@@ -70,16 +72,25 @@ async fn serve(
         let native = jobs::Native { dialect, class: said.class, key: said.key, wait };
         return jobs::respond_async(edge, &parts, read.bytes, native).await;
     }
-    match place(edge, dialect, &parts.headers, &read.bytes, Known::Asked).await {
+    let plain = Plain::of(edge, dialect, &parts.headers, &read.bytes).await;
+    let placement = place(edge, dialect, &parts.headers, &plain, Known::Asked).await;
+    if let Some(right) = search::follow_up(edge, dialect, &parts.headers, &plain, &placement) {
+        tracing::debug!("ollama goes on after a search; passed beside the queue");
+        return Ok(pass::pass_bytes(edge, parts, read.bytes, right).await);
+    }
+    match placement {
         Placement::Forward(reason) => {
             tracing::debug!(http.path = parts.uri.path(), reason, "forwarded beside the queue");
-            Ok(pass::pass_bytes(edge, parts, read.bytes).await)
+            Ok(pass::pass_bytes(edge, parts, read.bytes, ()).await)
         }
         Placement::Queue(_) if !edge.store.has_room() => Err(intake::no_room()),
         Placement::Queue(place) => {
             let outflow = parts.extensions.get::<Outflow>().cloned().unwrap_or_default();
-            let asking = Asking { dialect, class: said.class, key: said.key, place };
-            match take_in(edge, &parts, read, asking).await? {
+            let known_by = plain.known_by(&read.bytes);
+            let asking = Asking { dialect, class: said.class, key: said.key, place, known_by };
+            let taken = take_in(edge, &parts, read, asking).await;
+            drop(plain);
+            match taken? {
                 Taken::New(waiter) => wait(edge, dialect, waiter, outflow).await,
                 Taken::Joined(waiter, by) => {
                     let mut response = wait(edge, dialect, waiter, outflow).await?;
@@ -119,6 +130,8 @@ struct Asking {
     class: Class,
     key: Option<String>,
     place: Place,
+    /// What the body says, by which it is known again.
+    known_by: Bytes,
 }
 
 /// What became of a request.
@@ -140,7 +153,7 @@ async fn take_in(
 ) -> Result<Taken, Told> {
     let asker = Asker::of(edge, parts);
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
-    let request = (asking.dialect, path, &read.bytes);
+    let request = (asking.dialect, path, &asking.known_by);
     let mut marks = marks(edge, &asker, request, (&asking.place.model, asking.key.clone())).await;
     // A client's own load or unload is done each time it is asked for.
     marks.likeness = marks.likeness.filter(|_| asking.place.kind == Kind::Run);
@@ -161,7 +174,7 @@ async fn take_in(
             place: asking.place.clone(),
             extras,
         };
-        match admit(edge, &asker, asked).await? {
+        match admit(edge, &asker, asked, asking.known_by.clone()).await? {
             Intake::New(waiter) => return Ok(Taken::New(waiter)),
             Intake::Found(id, by) => {
                 if let Some(taken) = join(edge, id, by).await? {
@@ -181,13 +194,13 @@ enum Intake {
     Found(JobId, FoundBy),
 }
 
-async fn admit(edge: &Arc<Edge>, asker: &Asker, asked: Asked) -> Result<Intake, Told> {
+async fn admit(edge: &Arc<Edge>, asker: &Asker, asked: Asked, said: Bytes) -> Result<Intake, Told> {
     let (lane, is_async) = (asked.place.lane.clone(), asked.extras.is_async);
     let job = new_job(edge, asker, asked);
     // The waiter exists before the job does, so that a client that leaves during the commit is noticed.
     let leaves = if is_async { Leaves::Going } else { Leaves::Cancelled };
     let mut waiter = Waiter::new(edge, job.id, leaves);
-    let storing = store(Arc::clone(edge), job, lane, asker.whom);
+    let storing = store(Arc::clone(edge), job, (lane, said), asker.whom);
     let stored = match leaves {
         // Whose client leaves is cancelled, by a write behind this one.
         Leaves::Cancelled => storing.await,
@@ -215,10 +228,10 @@ async fn admit(edge: &Arc<Edge>, asker: &Asker, asked: Asked) -> Result<Intake, 
 async fn store(
     edge: Arc<Edge>,
     job: NewJob,
-    lane: Lane,
+    (lane, said): (Lane, Bytes),
     whom: Whom,
 ) -> Result<Option<(JobId, FoundBy)>, Told> {
-    let (id, dialect, class, body) = (job.id, job.dialect, job.class, job.body.clone());
+    let (id, dialect, class) = (job.id, job.dialect, job.class);
     let admission = edge.store.admit(job, edge.queue_limits(), edge.clock.now_ms()).await;
     let outcome = match admission {
         Ok(Admission::Admitted { seq }) => {
@@ -233,7 +246,7 @@ async fn store(
                 http.connection = whom.connection,
                 "job admitted"
             );
-            let chain = chain(dialect, &body, &edge.chain_keys);
+            let chain = chain(dialect, &said, &edge.chain_keys);
             let arrival = Arrival { id, seq, lane: &lane, whom, chain: &chain };
             edge.worker.arrived(&arrival, edge.clock.now_ms());
             return Ok(None);

@@ -16,6 +16,7 @@ mod answers;
 mod bad_input;
 mod cli_jobs;
 mod crash;
+mod dialects;
 mod embeds;
 mod equality;
 mod failure;
