@@ -24,7 +24,7 @@ const ROOMS: &[Room] = &[
     Room {
         name: "ollama",
         may_import: &["domain", "tls"],
-        owns: &["hyper_util::client", "tower_service"],
+        owns: &["hyper_util::client", "tower_service", "zstd"],
     },
     Room { name: "completion", may_import: &["domain", "store", "ollama"], owns: &[] },
     Room { name: "config", may_import: &["domain", "guard", "tls", "ollama"], owns: &["dirs"] },

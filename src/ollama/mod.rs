@@ -8,6 +8,7 @@ pub mod health;
 pub mod hop;
 pub mod inventory;
 pub mod residency;
+pub mod routes;
 pub mod show;
 mod tether;
 pub mod url;
