@@ -12,6 +12,8 @@ use crate::ollama::url::UpstreamUrl;
 
 mod classes;
 mod faults;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod policy;
 mod values;
 mod webhooks;

@@ -9,6 +9,8 @@ mod body;
 mod embed;
 mod error;
 mod follow;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod headers;
 mod intake;
 mod jobs;

@@ -117,7 +117,7 @@ fn trusting(roots: RootCertStore) -> Result<ClientConfig, String> {
     Ok(config.with_root_certificates(roots).with_no_client_auth())
 }
 
-fn request(
+pub(super) fn request(
     target: &Target,
     mut headers: HeaderMap,
     body: Bytes,

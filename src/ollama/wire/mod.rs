@@ -10,6 +10,8 @@ pub mod canonical;
 pub mod chain;
 pub mod cut;
 pub mod fold;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod json;
 pub mod keep_alive;
 mod meaning;
