@@ -33,7 +33,9 @@ pub fn multipart(input: &[u8]) {
         let head = format!("--{boundary}\r\nContent-Disposition: form-data; {disposition}\r\n\r\n");
         [head.as_bytes(), value, b"\r\n"].concat()
     };
-    let file = part("name=\"file\"; filename=\"a\"", input);
+    // A delimiter counts only where a line begins.
+    let within = part("name=\"model\"", b"false");
+    let file = part("name=\"file\"; filename=\"a\"", &[input, b"x", &within].concat());
     let model = part("name=\"model\"", b"whisper");
     let end = format!("--{boundary}--\r\n").into_bytes();
     let content_type = format!("multipart/form-data; boundary={boundary}");
