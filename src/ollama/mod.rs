@@ -3,6 +3,7 @@
 
 pub mod calls;
 pub mod client;
+mod connector;
 pub mod health;
 pub mod hop;
 pub mod inventory;

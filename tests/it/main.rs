@@ -31,5 +31,6 @@ mod schedule;
 mod status;
 mod stopping;
 mod trace;
+mod upstream_tls;
 mod webhooks;
 mod whom;
