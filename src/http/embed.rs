@@ -37,7 +37,7 @@ async fn relay(
     dialect: Dialect,
 ) -> Result<Response, Told> {
     let (parts, incoming) = request.into_parts();
-    let read = body::read(edge, incoming, edge.config.body_max).await?;
+    let read = body::read(edge, &parts, incoming, edge.config.body_max).await?;
     let bytes = match peek(shape(dialect), &read.bytes) {
         Peek::Request(request) => {
             if let Some(model) = not_resident(edge, &request.model) {

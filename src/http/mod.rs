@@ -16,6 +16,7 @@ mod outflow;
 mod own;
 mod pass;
 mod placement;
+mod places;
 pub mod prefer;
 pub mod problem;
 pub mod query;
@@ -90,18 +91,22 @@ pub struct Edge {
     status_places: Semaphore,
     /// Large answers being folded: each takes a thread, and up to its size in memory.
     fold_places: Semaphore,
+    /// Requests that may be served at once, each on a connection of its own.
+    pub connections_max: usize,
     /// Memory for request bodies that are being read.
     body_budget: Arc<Semaphore>,
 }
 
 impl Edge {
-    /// Puts the parts together. The handlers work with the same tools as the worker.
+    /// Puts the parts together. The handlers work with the same tools as the worker. The process may have `files_max` files and
+    /// sockets open.
     pub fn new(
         config: Config,
         tools: Tools,
         worker: WorkerHandle,
         webhooks: webhook::Handle,
         guard: Guard,
+        files_max: u64,
     ) -> Edge {
         Edge {
             started_at_ms: tools.clock.now_ms(),
@@ -112,6 +117,7 @@ impl Edge {
             embeds_waiting: AtomicU64::new(0),
             status_places: Semaphore::new(own::STATUS_AT_ONCE),
             fold_places: Semaphore::new(jobs::FOLDS_AT_ONCE),
+            connections_max: places::allowed(config.connections_max, files_max),
             body_budget: Arc::new(body::budget(config.body_max)),
             config,
             store: tools.store,
