@@ -2,7 +2,7 @@
 //! the jobs model by model.
 //!
 //! The map is in ARCHITECTURE.md; in short, imports go one way:
-//! [`domain`] (pure) → [`clock`], [`fail_point`], [`shutdown`], [`delay`], [`guard`], [`replay`], [`tls`] → [`store`], [`ollama`] →
+//! [`domain`] (pure) → [`clock`], [`fail_point`], [`shutdown`], [`delay`], [`guard`], [`replay`], [`tls`], [`descriptors`] → [`store`], [`ollama`] →
 //! [`completion`], [`config`] → [`webhook`], [`worker`] → [`http`] → [`app`] → [`cli`].
 
 pub mod app;
@@ -11,6 +11,7 @@ pub mod clock;
 pub mod completion;
 pub mod config;
 pub mod delay;
+pub mod descriptors;
 pub mod domain;
 pub mod fail_point;
 #[cfg(any(test, fuzzing))]

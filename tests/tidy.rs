@@ -15,11 +15,12 @@ const ROOMS: &[Room] = &[
     Room { name: "delay", may_import: &[], owns: &["backoff"] },
     Room { name: "guard", may_import: &[], owns: &[] },
     Room { name: "replay", may_import: &["domain"], owns: &[] },
+    Room { name: "descriptors", may_import: &[], owns: &["rustix::process"] },
     Room { name: "tls", may_import: &[], owns: &["tokio_rustls", "rustls_native_certs"] },
     Room {
         name: "store",
         may_import: &["domain", "clock", "fail_point"],
-        owns: &["rusqlite", "rustix"],
+        owns: &["rusqlite", "rustix::fs"],
     },
     Room {
         name: "ollama",
@@ -70,6 +71,7 @@ const ROOMS: &[Room] = &[
         name: "app",
         may_import: &[
             "clock",
+            "descriptors",
             "fail_point",
             "shutdown",
             "guard",

@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 
 use crate::clock::Clock;
 use crate::config::{Beside, Config};
+use crate::descriptors;
 use crate::fail_point;
 use crate::guard::Guard;
 use crate::http::{Edge, accept};
@@ -125,7 +126,8 @@ impl App {
             tools.tasks.clone(),
             config.webhooks.clone(),
         );
-        let edge = Edge::new(config, tools, handle, webhook_handle, guard);
+        let files_max = descriptors::raise();
+        let edge = Edge::new(config, tools, handle, webhook_handle, guard, files_max);
         Ok(App { edge: Arc::new(edge), listener, worker, webhooks, poller, addr })
     }
 
@@ -142,6 +144,13 @@ impl App {
         if !addr.ip().is_loopback() && edge.config.token.is_none() {
             tracing::warn!(http.addr = %addr, "listening beyond this machine without a token (FOREMAN_TOKEN): whoever \
                 reaches this address can use the GPU and read the status");
+        }
+        if edge.connections_max < edge.config.connections_max {
+            tracing::warn!(
+                http.connections_max = edge.connections_max,
+                "the limit of open files allows no more connections \
+                than that; raise it (LimitNOFILE, ulimit -Hn), or lower FOREMAN_CONNECTIONS_MAX"
+            );
         }
         let url = edge.ollama.url();
         if edge.config.ollama_token.is_some() && url.scheme() == Scheme::Http && !url.is_loopback()

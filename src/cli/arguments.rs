@@ -107,6 +107,9 @@ pub(super) struct Serve {
     /// Bytes of requests that may wait [default: 4GiB]
     #[arg(long, env = "FOREMAN_MAX_QUEUE_BYTES", value_name = "SIZE")]
     max_queue_bytes: Option<String>,
+    /// Requests that may be served at once, waiting ones included [default: 16384]
+    #[arg(long, env = "FOREMAN_CONNECTIONS_MAX", value_name = "N")]
+    connections_max: Option<String>,
     #[arg(
         long,
         env = "FOREMAN_MAX_WAIT",
@@ -326,6 +329,7 @@ impl Serve {
             duplicates: self.duplicates.clone(),
             max_queue: self.max_queue.clone(),
             max_queue_bytes: self.max_queue_bytes.clone(),
+            connections_max: self.connections_max.clone(),
             max_wait: self.max_wait.clone(),
             hold: self.hold.clone(),
             parallel: self.parallel.clone(),

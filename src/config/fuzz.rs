@@ -111,6 +111,7 @@ fn place<'a>(raw: &'a mut Raw, name: &str) -> Option<&'a mut Option<String>> {
         "FOREMAN_EMBED_PARALLEL" => &mut raw.embed_parallel,
         "FOREMAN_LOAD_LIMIT" => &mut raw.load_limit,
         "FOREMAN_IDLE_LIMIT" => &mut raw.idle_limit,
+        "FOREMAN_CONNECTIONS_MAX" => &mut raw.connections_max,
         "FOREMAN_WAITING_INTERVAL" => &mut raw.waiting_interval,
         "FOREMAN_WAITING_STREAM" => &mut raw.waiting_stream,
         "FOREMAN_WAITING_UNSTREAMED" => &mut raw.waiting_unstreamed,

@@ -27,8 +27,8 @@ use faults::Faults;
 pub use policy::policy;
 pub use values::{Duplicates, HoldSetting, address};
 use values::{
-    attempts, bytes, count, database, duplicates, duration, floor, keep_alive, model, origins,
-    positive, roots, secret,
+    attempts, bytes, connections, count, database, duplicates, duration, floor, keep_alive, model,
+    origins, positive, roots, secret,
 };
 pub use waiting::{NativeByte, Unstreamed, Waiting};
 pub use webhooks::{SigningKey, Webhooks};
@@ -77,6 +77,8 @@ pub struct Config {
     pub class_max: [Option<u64>; 3],
     /// Bytes of request bodies that may wait.
     pub max_queue_bytes: u64,
+    /// Requests that may be served at once, each on a connection of its own.
+    pub connections_max: usize,
     /// How long a job of each class may wait before its model is loaded for it, by [`Class::ALL`].
     ///
     /// [`Class::ALL`]: crate::domain::job::Class::ALL
@@ -161,6 +163,8 @@ pub struct Raw {
     pub max_queue: Option<String>,
     /// `FOREMAN_MAX_QUEUE_BYTES`
     pub max_queue_bytes: Option<String>,
+    /// `FOREMAN_CONNECTIONS_MAX`
+    pub connections_max: Option<String>,
     /// `FOREMAN_MAX_WAIT`
     pub max_wait: Option<String>,
     /// `FOREMAN_HOLD`
@@ -235,6 +239,8 @@ fn read(raw: &Raw, faults: &mut Faults) -> Option<Config> {
     let queue = faults.read("FOREMAN_MAX_QUEUE", raw.max_queue.as_ref(), "10000", max_queue);
     let queue_bytes =
         faults.read("FOREMAN_MAX_QUEUE_BYTES", raw.max_queue_bytes.as_ref(), "4GiB", bytes);
+    let connections =
+        faults.read("FOREMAN_CONNECTIONS_MAX", raw.connections_max.as_ref(), "16384", connections);
     let rules = policy::rules(raw, faults);
     let body_max = faults.read("FOREMAN_BODY_MAX", raw.body_max.as_ref(), "128MiB", bytes);
     let answer_max = faults.read("FOREMAN_ANSWER_MAX", raw.answer_max.as_ref(), "256MiB", bytes);
@@ -264,6 +270,7 @@ fn read(raw: &Raw, faults: &mut Faults) -> Option<Config> {
         max_queue: queue?.total,
         class_max: queue?.by_class,
         max_queue_bytes: queue_bytes?,
+        connections_max: connections?,
         max_wait: rules?.max_wait,
         hold: rules?.hold,
         parallel: rules?.parallel,

@@ -116,6 +116,14 @@ pub(super) fn count(text: &str) -> Result<u64, String> {
     }
 }
 
+/// Beyond this, the ports of one machine are the limit.
+const CONNECTIONS_MAX: usize = 60_000;
+
+pub(super) fn connections(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|number| (1..=CONNECTIONS_MAX).contains(number));
+    number.ok_or_else(|| format!("a whole number from 1 to {CONNECTIONS_MAX}"))
+}
+
 /// Which requests are answered by an equal one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Duplicates {

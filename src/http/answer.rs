@@ -28,6 +28,14 @@ pub(super) fn relayed<T: Send + Sync + Unpin + 'static>(
     HttpResponse::from_parts(parts, held.boxed())
 }
 
+/// An answer that keeps something alive until its last byte is out or the client left.
+pub(super) fn holding<T: Send + Sync + Unpin + 'static>(
+    answer: Response,
+    until_end: T,
+) -> Response {
+    answer.map(|body| Held { body, _until_end: until_end }.boxed())
+}
+
 /// A body that keeps something alive until it ends.
 struct Held<T> {
     body: Body,

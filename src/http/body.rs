@@ -7,23 +7,31 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::StatusCode;
 use hyper::body::{Body as _, Incoming};
+use hyper::http::request::Parts;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
 use super::Edge;
 use super::error::Told;
+use super::places::Seat;
 
 /// Memory for large bodies that are being read, over all clients; twice the largest body if that is more. An admitted body
 /// is on disk and counts no more.
 const BUDGET_BYTES: u64 = 512 * 1024 * 1024;
 
-/// The first part of each body is outside the budget: no crowd of large uploads keeps a chat of a few KiB out.
-const FREE_BYTES: u64 = 128 * 1024;
+/// The first part of each body is outside the budget: no crowd of large uploads keeps a chat of a few KiB out. Every connection
+/// may have so much.
+const FREE_BYTES: u64 = 32 * 1024;
 
 /// The unit of the budget.
 const SHARE_BYTES: u64 = 64 * 1024;
 
 /// Silence inside a body after which its client is given up. A person's upload stalls for seconds, not for a minute.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
+
+/// Beyond the first [`SILENCE_MAX`], a body has to come at this pace on the whole: one that dribbles would hold its share of the
+/// budget for days. Less than a bad mobile connection, and 128 MiB in two hours.
+const PACE_BYTES_PER_S: u64 = 16 * 1024;
 
 /// What is read and thrown away of a body that is too large, so that the client gets to see why. Go's server does the
 /// same for 256 KiB; clients that send before they read need more.
@@ -47,9 +55,13 @@ pub(super) struct ReadBody {
 /// Reads a whole body.
 pub(super) async fn read(
     edge: &Edge,
+    parts: &Parts,
     mut body: Incoming,
     bytes_max: u64,
 ) -> Result<ReadBody, Told> {
+    // A body that crawls may have to give way to others.
+    let _uploading = parts.extensions.get::<Seat>().map(Seat::upload);
+    let began = now();
     let announced = body.size_hint().exact();
     if announced.is_some_and(|bytes| bytes > bytes_max) {
         linger(edge, body);
@@ -58,7 +70,7 @@ pub(super) async fn read(
     let mut share = None;
     let mut read = BytesMut::new();
     loop {
-        let frame = match tokio::time::timeout(SILENCE_MAX, body.frame()).await {
+        let frame = match tokio::time::timeout(patience(began, read.len()), body.frame()).await {
             Ok(Some(Ok(frame))) => frame,
             Ok(Some(Err(_))) => {
                 return Err(Told::new(StatusCode::BAD_REQUEST, "the request body broke off"));
@@ -82,6 +94,18 @@ pub(super) async fn read(
         read.extend_from_slice(&data);
     }
     Ok(ReadBody { bytes: read.freeze(), _share: share })
+}
+
+/// How long the next part of a body is waited for.
+fn patience(began: Instant, bytes: usize) -> Duration {
+    let earned_s = u64::try_from(bytes).unwrap_or(u64::MAX) / PACE_BYTES_PER_S;
+    let allowed = SILENCE_MAX.saturating_add(Duration::from_secs(earned_s));
+    allowed.saturating_sub(now().saturating_duration_since(began)).min(SILENCE_MAX)
+}
+
+#[expect(clippy::disallowed_methods, reason = "the pace of an upload; nothing reads it as time")]
+fn now() -> Instant {
+    Instant::now()
 }
 
 /// Takes shares of the budget as the body grows. It never waits: bodies that wait for each other's shares would wait for
@@ -148,6 +172,21 @@ fn silent() -> Told {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A body of 30 MiB may take its time, one that dribbles may not.
+    #[tokio::test(start_paused = true)]
+    async fn a_body_is_waited_for_as_long_as_it_keeps_its_pace() {
+        let began = now();
+        let after = |s: u64, bytes: u64| {
+            let began = began.checked_sub(Duration::from_secs(s)).unwrap();
+            patience(began, usize::try_from(bytes).unwrap())
+        };
+        assert_eq!(after(0, 0), SILENCE_MAX);
+        assert_eq!(after(59, 59), Duration::from_secs(1));
+        assert_eq!(after(60, 60), Duration::ZERO);
+        assert_eq!(after(1_000, 1_000 * PACE_BYTES_PER_S), SILENCE_MAX);
+        assert_eq!(after(1_000, 970 * PACE_BYTES_PER_S), Duration::from_secs(30));
+    }
 
     #[test]
     fn small_bodies_are_free_and_large_ones_pay_as_they_grow() {

@@ -38,7 +38,7 @@ async fn relay(
     dialect: Dialect,
 ) -> Result<Response, Told> {
     let (parts, incoming) = request.into_parts();
-    let read = body::read(edge, incoming, edge.config.body_max).await?;
+    let read = body::read(edge, &parts, incoming, edge.config.body_max).await?;
     let plain = Plain::of(edge, dialect, &parts.headers, &read.bytes).await;
     let bytes = match plain.said().map(|said| peek(shape(dialect), said)) {
         Ok(Peek::Request(request)) => {

@@ -20,6 +20,7 @@ mod outflow;
 mod own;
 mod pass;
 mod placement;
+mod places;
 mod plain;
 pub mod prefer;
 pub mod problem;
@@ -107,18 +108,22 @@ pub struct Edge {
     lingering: lingering::Lingering,
     /// Compressed bodies whose text is in use.
     plain_places: Arc<Semaphore>,
+    /// Requests that may be served at once, each on a connection of its own.
+    pub connections_max: usize,
     /// Memory for request bodies that are being read.
     body_budget: Arc<Semaphore>,
 }
 
 impl Edge {
-    /// Puts the parts together. The handlers work with the same tools as the worker.
+    /// Puts the parts together. The handlers work with the same tools as the worker. The process may have `files_max` files and
+    /// sockets open.
     pub fn new(
         config: Config,
         tools: Tools,
         worker: WorkerHandle,
         webhooks: webhook::Handle,
         guard: Guard,
+        files_max: u64,
     ) -> Edge {
         Edge {
             started_at_ms: tools.clock.now_ms(),
@@ -132,6 +137,7 @@ impl Edge {
             fold_places: Semaphore::new(jobs::FOLDS_AT_ONCE),
             lingering: lingering::Lingering::default(),
             plain_places: Arc::new(Semaphore::new(plain::PLAIN_AT_ONCE)),
+            connections_max: places::allowed(config.connections_max, files_max),
             body_budget: Arc::new(body::budget(config.body_max)),
             config,
             store: tools.store,

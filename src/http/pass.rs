@@ -100,7 +100,7 @@ pub(super) fn told(edge: &Edge, fault: &SendError) -> Told {
 /// the old weights, and could then not be unloaded by name.
 async fn change(edge: &Arc<Edge>, request: Request<Incoming>) -> Result<Response, Told> {
     let (parts, incoming) = request.into_parts();
-    let read = body::read(edge, incoming, NAMING_BYTES_MAX).await?;
+    let read = body::read(edge, &parts, incoming, NAMING_BYTES_MAX).await?;
     let mut hold = None;
     if let Some(model) = changed_model(parts.uri.path(), &read.bytes)
         && edge.residency.goes_by(&model)

@@ -60,7 +60,7 @@ async fn serve(
             return Err(told);
         }
     };
-    let read = body::read(edge, incoming, edge.config.body_max).await?;
+    let read = body::read(edge, &parts, incoming, edge.config.body_max).await?;
     if let Some(wait) = said.responds_async {
         let native = jobs::Native { dialect, class: said.class, key: said.key, wait };
         return jobs::respond_async(edge, &parts, read.bytes, native).await;

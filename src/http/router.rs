@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, HOST, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
+use hyper::header::{ALLOW, CONNECTION, HOST, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 use hyper::{Method, Request, Response as HttpResponse, StatusCode, Version};
 use subtle::ConstantTimeEq;
 
@@ -15,8 +15,12 @@ use crate::ollama::client::empty_body;
 
 use super::error::Told;
 use super::headers::token;
+use super::places::Crowd;
 use super::problem::{Code, Problem};
 use super::{Edge, Response, body, embed, jobs, own, pass, queued, unsure};
+
+/// Seconds after which a crowd may have been served.
+const CROWDED_RETRY_S: u64 = 5;
 
 /// Serves one request. Never fails: every fault is an answer.
 pub(super) async fn handle(
@@ -54,6 +58,11 @@ async fn admitted(edge: &Arc<Edge>, request: Request<Incoming>) -> Response {
         body::linger(edge, request.into_body());
         return response;
     }
+    if request.extensions().get() == Some(&Crowd::TooMany) && !matches!(road, Route::Own(_)) {
+        let response = crowded(road, request.uri().path());
+        body::linger(edge, request.into_body());
+        return response;
+    }
     match road {
         Route::Queued(dialect) => queued::queued(edge, request, dialect).await,
         Route::Unsure(dialect) => unsure::unsure(edge, request, dialect).await,
@@ -77,6 +86,18 @@ fn unauthorised(road: Route, path: &str) -> Response {
         _ => Told::new(StatusCode::UNAUTHORIZED, TEXT).answer(error_dialect(path)),
     };
     response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    response
+}
+
+/// There is no place for one more request. The connection is closed, so that its place is somebody's.
+fn crowded(road: Route, path: &str) -> Response {
+    const TEXT: &str = "too many requests are being served (FOREMAN_CONNECTIONS_MAX); nothing was stored or sent to ollama, try again";
+    let told = Told::new(StatusCode::SERVICE_UNAVAILABLE, TEXT).retry_after(CROWDED_RETRY_S);
+    let mut response = match road {
+        Route::Jobs => Problem::from(told).answer(),
+        _ => told.answer(error_dialect(path)),
+    };
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     response
 }
 

@@ -201,7 +201,8 @@ pub(super) async fn without_body(
     request: Request<Incoming>,
 ) -> Result<(), Problem> {
     query::read(request.uri().query(), |_| ())?;
-    body::read(edge, request.into_body(), BODY_MAX).await?;
+    let (parts, incoming) = request.into_parts();
+    body::read(edge, &parts, incoming, BODY_MAX).await?;
     Ok(())
 }
 
@@ -217,7 +218,7 @@ async fn which(
         model: given.text("model"),
         created_before_ms: given.time_ms("created_before"),
     })?;
-    let read = body::read(edge, incoming, BODY_MAX).await?;
+    let read = body::read(edge, &parts, incoming, BODY_MAX).await?;
     let by_body = of_body(&read.bytes)?;
     let says = |which: &Which| {
         [!which.states.is_empty(), which.model.is_some(), which.created_before_ms.is_some()]

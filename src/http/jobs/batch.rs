@@ -38,7 +38,7 @@ pub(super) async fn submit_many(
         let text = "a batch has no Idempotency-Key: each item has its own idempotency_key; nothing was stored";
         return Err(Problem::new(Code::MalformedHeader, text));
     }
-    let read = body::read(edge, incoming, edge.config.body_max).await?;
+    let read = body::read(edge, &parts, incoming, edge.config.body_max).await?;
     let asker = Asker::of(edge, &parts);
     let checked = check(edge, &asker, read.bytes.clone()).await?;
     require_small_headers(edge, &asker, checked.len())?;

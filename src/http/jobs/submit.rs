@@ -60,7 +60,7 @@ pub(super) async fn submit(
             return Err(problem);
         }
     };
-    let read = body::read(edge, incoming, edge.config.body_max).await?;
+    let read = body::read(edge, &parts, incoming, edge.config.body_max).await?;
     let now_ms = edge.clock.now_ms();
     let submitted = read.bytes.clone();
     let mut submission = hashed(move || Some(parse(&submitted, now_ms)), read.bytes.len())

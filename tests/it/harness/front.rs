@@ -132,9 +132,8 @@ impl Front {
                 let mut connections = JoinSet::new();
                 while let Ok((stream, _)) = listener.accept().await {
                     let face = face.lock().unwrap().clone();
-                    let (mut cut, hellos) = (cut.subscribe(), Arc::clone(&hellos));
-                    let serving = serve(stream, face, behind, hellos);
-                    connections.spawn(async move { until(serving, &mut cut).await });
+                    let serving = serve(stream, face, behind, Arc::clone(&hellos));
+                    connections.spawn(until(serving, cut.subscribe()));
                 }
             }
         });
@@ -162,7 +161,7 @@ impl Front {
     }
 }
 
-async fn until(serving: impl Future<Output = ()>, cut: &mut watch::Receiver<()>) {
+async fn until(serving: impl Future<Output = ()>, mut cut: watch::Receiver<()>) {
     tokio::select! {
         () = serving => (),
         _ = cut.changed() => (),
