@@ -51,6 +51,9 @@ pub(super) enum Taken {
 }
 
 /// Stores the job, or joins the one that is there. When this returns, the job is on disk.
+///
+/// It goes on though the client leaves on the way: then the [`Waiter`] it ends with is dropped, wherever it came from. (A job that
+/// was found for a client which left right then had nobody who waited, and nobody who left.)
 pub(super) async fn take_in(
     edge: &Arc<Edge>,
     parts: &Parts,
@@ -58,9 +61,20 @@ pub(super) async fn take_in(
     asking: Asking,
 ) -> Result<Taken, Told> {
     let asker = Asker::of(edge, parts);
-    let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
-    let request = (asking.dialect, path, &asking.known_by);
-    let mut marks = marks(edge, &asker, request, (&asking.place.model, asking.key.clone())).await;
+    let path = parts.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
+    let taking = take(Arc::clone(edge), asker, (path, read), asking);
+    let died = || Err(Told::new(StatusCode::SERVICE_UNAVAILABLE, "the request died; try again"));
+    edge.to_the_end(taking).await.unwrap_or_else(died)
+}
+
+async fn take(
+    edge: Arc<Edge>,
+    asker: Asker,
+    (path, read): (String, ReadBody),
+    asking: Asking,
+) -> Result<Taken, Told> {
+    let request = (asking.dialect, path.as_str(), &asking.known_by);
+    let mut marks = marks(&edge, &asker, request, (&asking.place.model, asking.key.clone())).await;
     // A client's own load or unload is done each time it is asked for.
     marks.likeness = marks.likeness.filter(|_| asking.place.kind == Kind::Run);
     let leaves = leaves(&marks, asking.stainless);
@@ -81,16 +95,16 @@ pub(super) async fn take_in(
         };
         let asked = Asked {
             dialect: asking.dialect,
-            path_and_query: path.to_owned(),
+            path_and_query: path.clone(),
             body: read.bytes.clone(),
             class: asking.class,
             place: asking.place.clone(),
             extras,
         };
-        match admit(edge, &asker, asked, (leaves, asking.known_by.clone())).await? {
+        match admit(&edge, &asker, asked, (leaves, &asking.known_by)).await? {
             Intake::New(waiter) => return Ok(Taken::New(waiter)),
             Intake::Found(id, by) => {
-                if let Some(taken) = join(edge, id, by, leaves).await? {
+                if let Some(taken) = join(&edge, id, by, leaves).await? {
                     log_joined(id, by, &asker);
                     return Ok(taken);
                 }
@@ -125,23 +139,13 @@ async fn admit(
     edge: &Arc<Edge>,
     asker: &Asker,
     asked: Asked,
-    (leaves, said): (Leaves, Bytes),
+    (leaves, said): (Leaves, &Bytes),
 ) -> Result<Intake, Told> {
     let lane = asked.place.lane.clone();
     let job = new_job(edge, asker, asked);
-    // The waiter exists before the job does, so that a client that leaves during the commit is noticed.
+    // The waiter exists before the job does, so that its output does when the worker claims it.
     let mut waiter = Waiter::new(edge, job.id, leaves);
-    let storing = store(Arc::clone(edge), job, (lane, said), asker.whom);
-    let stored = match leaves {
-        // Whose client leaves is cancelled, by a write behind this one.
-        Leaves::Cancelled | Leaves::Lingering(_) => storing.await,
-        Leaves::Going => {
-            let died =
-                || Err(Told::new(StatusCode::SERVICE_UNAVAILABLE, "the request died; try again"));
-            edge.to_the_end(storing).await.unwrap_or_else(died)
-        }
-    };
-    match stored {
+    match store(edge, job, (&lane, said), asker.whom).await {
         Ok(None) => Ok(Intake::New(waiter)),
         Ok(Some((id, by))) => {
             waiter.let_go();
@@ -157,9 +161,9 @@ async fn admit(
 /// Stores a job and tells the worker of it; or the one that is there already, and the output is forgotten that waited for
 /// this one.
 async fn store(
-    edge: Arc<Edge>,
+    edge: &Edge,
     job: NewJob,
-    (lane, said): (Lane, Bytes),
+    (lane, said): (&Lane, &Bytes),
     whom: Whom,
 ) -> Result<Option<(JobId, FoundBy)>, Told> {
     let (id, dialect, class) = (job.id, job.dialect, job.class);
@@ -177,15 +181,15 @@ async fn store(
                 http.connection = whom.connection,
                 "job admitted"
             );
-            let chain = chain(dialect, &said, &edge.chain_keys);
-            let arrival = Arrival { id, seq, lane: &lane, whom, chain: &chain };
+            let chain = chain(dialect, said, &edge.chain_keys);
+            let arrival = Arrival { id, seq, lane, whom, chain: &chain };
             edge.worker.arrived(&arrival, edge.clock.now_ms());
             return Ok(None);
         }
         Ok(Admission::Found { id, by }) => Ok(Some((id, by))),
         Ok(Admission::KeyTaken { id }) => Err(intake::key_taken(id)),
         Ok(Admission::Full { jobs, limit }) => Err(intake::queue_full(jobs, limit)),
-        Err(fault) => Err(intake::not_stored(&edge, &fault)),
+        Err(fault) => Err(intake::not_stored(edge, &fault)),
     };
     edge.worker.outputs().forget(id);
     outcome

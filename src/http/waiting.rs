@@ -143,8 +143,10 @@ impl Patience {
 
 /// Of what records the answer will be, where it may begin early.
 fn form(dialect: Dialect, place: &Place, unstreamed: Unstreamed) -> Option<Form> {
-    // What cannot be read may become anything, and a transcription may be plain text.
-    if place.kind == Kind::Opaque || dialect == Dialect::Transcription {
+    // What cannot be read may become anything, a transcription may be plain text, and how images are streamed is not known.
+    let may_be_anything =
+        matches!(dialect, Dialect::Transcription | Dialect::Images | Dialect::Other(_));
+    if place.kind == Kind::Opaque || may_be_anything {
         return None;
     }
     match (place.is_streamed, dialect.error_shape(), unstreamed) {
@@ -220,7 +222,10 @@ mod tests {
             assert_eq!(form(dialect, &whole, Unstreamed::Spaces), Some(Form::Value));
             assert_eq!(form(dialect, &place(Kind::Opaque, true), Unstreamed::Spaces), None);
         }
-        assert_eq!(form(Dialect::Transcription, &whole, Unstreamed::Spaces), None);
+        for dialect in [Dialect::Transcription, Dialect::Images] {
+            assert_eq!(form(dialect, &whole, Unstreamed::Spaces), None);
+            assert_eq!(form(dialect, &run, Unstreamed::Spaces), None);
+        }
     }
 
     /// A name with a line break would end the comment and begin an event.

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Store;
 use super::error::StoreError;
+use super::lock::keep_private;
 
 /// The ballast takes this part of the floor, so that its going never looks like room for new jobs.
 const BALLAST_OF_FLOOR: u64 = 4;
@@ -112,7 +113,8 @@ impl Space {
 
     /// Not having one costs the last jobs of a full disk a wait, no more: it is tried again at the next look.
     fn make_ballast(&self, bytes: u64) {
-        let made = File::create(&self.ballast).and_then(|file| allocate(&file, bytes));
+        let made = File::create(&self.ballast)
+            .and_then(|file| keep_private(&self.ballast).and_then(|()| allocate(&file, bytes)));
         if let Err(fault) = made {
             tracing::warn!(path = %self.ballast.display(), error = %fault, "the ballast could not be made");
             drop(std::fs::remove_file(&self.ballast));
