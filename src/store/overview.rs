@@ -1,7 +1,7 @@
 //! The overview for `foreman status`: lanes, jobs in flight, the next waiting jobs, in one read transaction. Costs a
 //! few index look-ups for each lane and each job listed, however many wait. Called by `http`.
 
-use rusqlite::{OptionalExtension, Params, Transaction};
+use rusqlite::{OptionalExtension, Params, Statement, Transaction};
 
 use crate::domain::job::Class;
 
@@ -106,9 +106,10 @@ fn overview(
         .prepare_cached("SELECT state, jobs FROM tally")?
         .query_map([], |row| Ok((row.get(0)?, rows::count(row.get(1)?))))?
         .collect::<Result<Vec<_>, _>>()?;
+    let mut live = tx.prepare_cached(&open_jobs_sql(LIVE, "seq"))?;
     Ok(Overview {
         lanes: summaries(tx)?,
-        live: open_jobs(tx, &open_jobs_sql(LIVE, "seq"), [rows::to_column(jobs_max)])?,
+        live: open_jobs(&mut live, [rows::to_column(jobs_max)])?,
         waiting: waiting(tx, order, jobs_max)?,
         jobs_by_state,
     })
@@ -164,20 +165,21 @@ fn waiting(
     let mut counts = lanes::counts(tx)?;
     let place = |lane: &str| order.iter().position(|other| other == lane).unwrap_or(usize::MAX);
     counts.sort_by_cached_key(|count| (place(&count.lane), count.lane.clone(), count.class));
-    let one = open_jobs_sql("job WHERE seq = ?2", "seq");
-    let mut jobs = Vec::new();
+    let mut seqs = Vec::new();
     for count in counts {
-        let room = jobs_max.saturating_sub(jobs.len());
+        let room = jobs_max.saturating_sub(seqs.len());
         if room == 0 {
             break;
         }
-        for seq in turns::first_jobs(tx, &count.lane, count.class, room)? {
-            jobs.extend(open_jobs(tx, &one, [1, seq])?);
-        }
+        seqs.extend(turns::first_jobs(tx, &count.lane, count.class, room)?);
     }
+    let numbers: Vec<String> = seqs.iter().map(ToString::to_string).collect();
+    let ready = open_jobs_sql(&format!("job WHERE seq IN ({})", numbers.join(",")), "seq");
+    let mut jobs = open_jobs(&mut tx.prepare(&ready)?, [rows::to_column(jobs_max)])?;
+    jobs.sort_by_cached_key(|job| seqs.iter().position(|seq| *seq == job.seq));
     let room = jobs_max.saturating_sub(jobs.len());
-    let delayed = open_jobs_sql(DELAYED, "not_before_ms, seq");
-    jobs.extend(open_jobs(tx, &delayed, [rows::to_column(room)])?);
+    let mut delayed = tx.prepare_cached(&open_jobs_sql(DELAYED, "not_before_ms, seq"))?;
+    jobs.extend(open_jobs(&mut delayed, [rows::to_column(room)])?);
     Ok(jobs)
 }
 
@@ -191,11 +193,9 @@ pub(super) fn open_jobs_sql(source: &str, order: &str) -> String {
 }
 
 fn open_jobs(
-    tx: &Transaction<'_>,
-    sql: &str,
+    statement: &mut Statement<'_>,
     bounds: impl Params,
 ) -> Result<Vec<OpenJob>, StoreError> {
-    let mut statement = tx.prepare_cached(sql)?;
     let jobs = statement.query_map(bounds, |row| {
         Ok(OpenJob {
             seq: row.get(0)?,

@@ -4,7 +4,7 @@
 //! the claim, and by what shows positions.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, VecDeque};
 
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -24,10 +24,10 @@ pub(super) const NEXT: &str = "SELECT seq FROM job INDEXED BY job_ready
 pub(super) const CLIENTS: &str = "SELECT client, round, since FROM turn INDEXED BY turn_next
     WHERE lane = ?1 AND class = ?2 ORDER BY round, since LIMIT ?3";
 
-/// A client's first ready job after another.
+/// A client's first ready jobs after one.
 pub(super) const AFTER: &str = "SELECT seq FROM job INDEXED BY job_ready
     WHERE state = 'queued' AND not_before_ms = 0 AND lane = ?1 AND class = ?2 AND client = ?3 AND seq > ?4
-    ORDER BY seq LIMIT 1";
+    ORDER BY seq LIMIT ?5";
 
 /// How many ready jobs of a client are older than one, up to a number.
 pub(super) const OLDER: &str = "SELECT COUNT(*) FROM (SELECT 1 FROM job INDEXED BY job_ready
@@ -79,30 +79,35 @@ pub(super) fn first_jobs(
     class: Class,
     jobs_max: usize,
 ) -> Result<Vec<i64>, StoreError> {
-    let mut after = tx.prepare_cached(AFTER)?;
-    let mut next_of = |client: &str, seq: i64| -> Result<Option<i64>, StoreError> {
-        let found = after.query_row(params![lane, class.name(), client, seq], |row| row.get(0));
-        Ok(found.optional()?)
-    };
     let mut clients = tx.prepare_cached(CLIENTS)?;
     let clients = clients
         .query_map(params![lane, class.name(), rows::to_column(jobs_max)], |row| {
             Ok((row.get(0)?, row.get(1)?, row.get(2)?))
         })?
         .collect::<Result<Vec<(String, i64, i64)>, _>>()?;
-    // By round, then by place in it, with the client's job before.
-    let mut turns: BinaryHeap<Reverse<(i64, i64, String, i64)>> = clients
-        .into_iter()
-        .map(|(client, round, since)| Reverse((round, since, client, i64::MIN)))
-        .collect();
-    let mut jobs = Vec::new();
-    while jobs.len() < jobs_max
-        && let Some(Reverse((round, since, client, before))) = turns.pop()
-    {
-        if let Some(seq) = next_of(&client, before)? {
-            jobs.push(seq);
-            turns.push(Reverse((round.saturating_add(1), since, client, seq)));
-        }
+    // As many of each as are needed if all have as many: of one client alone, all at once.
+    let some = jobs_max / clients.len().max(1) + 1;
+    let mut after = tx.prepare_cached(AFTER)?;
+    let mut jobs_of = |client: &str, seq: i64| -> Result<VecDeque<i64>, StoreError> {
+        let bounds = params![lane, class.name(), client, seq, rows::to_column(some)];
+        Ok(after.query_map(bounds, |row| row.get(0))?.collect::<Result<_, _>>()?)
+    };
+    // By round, then by place in it.
+    let mut turns = BinaryHeap::new();
+    for (client, round, since) in clients {
+        let jobs = jobs_of(&client, i64::MIN)?;
+        turns.push(Reverse((round, since, client, jobs)));
     }
-    Ok(jobs)
+    let mut first = Vec::new();
+    while first.len() < jobs_max
+        && let Some(Reverse((round, since, client, mut jobs))) = turns.pop()
+    {
+        let Some(seq) = jobs.pop_front() else { continue };
+        first.push(seq);
+        if jobs.is_empty() {
+            jobs = jobs_of(&client, seq)?;
+        }
+        turns.push(Reverse((round.saturating_add(1), since, client, jobs)));
+    }
+    Ok(first)
 }

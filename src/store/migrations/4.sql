@@ -64,3 +64,22 @@ CREATE TRIGGER turn_deleted AFTER DELETE ON job WHEN OLD.state = 'queued' AND OL
     UPDATE turn SET jobs = jobs - 1 WHERE lane = OLD.lane AND class = OLD.class AND client = OLD.client;
     DELETE FROM turn WHERE lane = OLD.lane AND class = OLD.class AND client = OLD.client AND jobs = 0;
 END;
+
+-- As before, but for writes that change nothing of it: an only waiting job left and entered again, and the round began anew.
+DROP TRIGGER waiting_entered;
+DROP TRIGGER waiting_left;
+CREATE TRIGGER waiting_entered AFTER UPDATE OF state, class, lane, not_before_ms ON job
+WHEN NEW.state = 'queued' AND (NEW.not_before_ms = 0 OR NEW.not_before_ms <> NEW.run_at_ms)
+    AND (OLD.state <> 'queued' OR OLD.not_before_ms <> NEW.not_before_ms OR OLD.class <> NEW.class
+        OR OLD.lane <> NEW.lane) BEGIN
+    INSERT INTO waiting(lane, class, jobs, delayed) VALUES (NEW.lane, NEW.class, 1, NEW.not_before_ms <> 0)
+    ON CONFLICT(lane, class) DO UPDATE SET jobs = jobs + 1, delayed = delayed + excluded.delayed;
+END;
+CREATE TRIGGER waiting_left AFTER UPDATE OF state, class, lane, not_before_ms ON job
+WHEN OLD.state = 'queued' AND (OLD.not_before_ms = 0 OR OLD.not_before_ms <> OLD.run_at_ms)
+    AND (NEW.state <> 'queued' OR OLD.not_before_ms <> NEW.not_before_ms OR OLD.class <> NEW.class
+        OR OLD.lane <> NEW.lane) BEGIN
+    UPDATE waiting SET jobs = jobs - 1, delayed = delayed - (OLD.not_before_ms <> 0)
+    WHERE lane = OLD.lane AND class = OLD.class;
+    DELETE FROM waiting WHERE lane = OLD.lane AND jobs = 0;
+END;

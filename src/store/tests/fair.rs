@@ -103,6 +103,24 @@ async fn turns_outlive_a_restart() {
     assert_eq!(claim_all(&store, 4).await, expected);
 }
 
+/// The last waiting job, made batch though it was, left and entered the queue again, and the round began anew with it.
+#[tokio::test]
+async fn an_opening_that_changes_no_class_keeps_the_round() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.db");
+    let (store, _) = Store::open(&path, 0).unwrap();
+    let asked = |client: &str| NewJob { class: Class::Batch, ..of_client(client) };
+    let mut seqs = Vec::new();
+    for client in ["x", "y"] {
+        seqs.push(admit(&store, asked(client), 1).await);
+    }
+    assert_eq!(claim(&store, "a", 2).await.seq, seqs[0]);
+    store.close().await;
+    drop(store);
+    let (store, _) = Store::open(&path, 3).unwrap();
+    assert_eq!(claim_all(&store, 4).await, [seqs[1], seqs[0]]);
+}
+
 /// Scheduled jobs take no turn before their time: neither does their client wait for it, nor do they go before others.
 #[tokio::test]
 async fn a_scheduled_job_takes_its_turn_when_its_time_has_come() {
