@@ -30,6 +30,8 @@ pub enum Fault {
     Silent,
     /// The upstream was stuck while it loaded, and had to be freed: no job is to blame for that.
     Wedged,
+    /// Foreman's own disk could not note how far the job has come: no job is to blame for that.
+    Unnoted,
     /// The answer grew beyond the limit for answers.
     TooLong,
     /// Foreman's own disk could not keep the answer.
@@ -98,7 +100,9 @@ pub fn judge(
         Fault::Told(Told::Busy) if counters.deferrals < DEFERRALS_MAX => {
             Verdict::Again(Charge::Deferral)
         }
-        Fault::UpstreamDied | Fault::Wedged if counters.interruptions < INTERRUPTIONS_MAX => {
+        Fault::UpstreamDied | Fault::Wedged | Fault::Unnoted
+            if counters.interruptions < INTERRUPTIONS_MAX =>
+        {
             Verdict::Again(Charge::Interruption)
         }
         Fault::Cut | Fault::Truncated | Fault::Silent | Fault::Told(Told::Passing)
@@ -108,6 +112,7 @@ pub fn judge(
         }
         Fault::UpstreamDied
         | Fault::Wedged
+        | Fault::Unnoted
         | Fault::Cut
         | Fault::Truncated
         | Fault::Silent

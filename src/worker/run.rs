@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::clock;
 use crate::domain::job::{Class, Event};
 use crate::domain::model::{LoadKey, ModelName};
+use crate::domain::retry::Fault;
 use crate::domain::schedule::{Decision, Lane, Reason, decide};
 use crate::fail_point;
 use crate::store::{Claim, StoreError, WaitingLane};
@@ -214,7 +215,9 @@ impl Worker {
             }
             Ok(false) => tracing::error!(job.id = %claim.id, "the lease of a loading job was lost"),
             Err(fault) => {
-                hands.conclude(claim, output, Conclusion::Stopped(fault.to_string())).await;
+                // Uncharged, a disk that fails here each time would have it loaded for ever.
+                let conclusion = Conclusion::failed(Fault::Unnoted, 503, fault.to_string());
+                hands.conclude(claim, output, conclusion).await;
             }
         }
     }
