@@ -2,7 +2,7 @@
 //! the jobs model by model.
 //!
 //! The map is in ARCHITECTURE.md; in short, imports go one way:
-//! [`domain`] (pure) → [`clock`], [`fail_point`], [`shutdown`], [`delay`], [`guard`], [`replay`] → [`store`], [`ollama`] →
+//! [`domain`] (pure) → [`clock`], [`fail_point`], [`shutdown`], [`delay`], [`guard`], [`keys`], [`replay`] → [`store`], [`ollama`] →
 //! [`completion`], [`config`] → [`webhook`], [`worker`] → [`http`] → [`app`] → [`cli`].
 
 pub mod app;
@@ -15,6 +15,7 @@ pub mod domain;
 pub mod fail_point;
 pub mod guard;
 pub mod http;
+pub mod keys;
 pub mod ollama;
 pub mod replay;
 pub mod shutdown;

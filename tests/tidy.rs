@@ -14,6 +14,7 @@ const ROOMS: &[Room] = &[
     Room { name: "shutdown", may_import: &[], owns: &["tokio_util::task"] },
     Room { name: "delay", may_import: &[], owns: &["backoff"] },
     Room { name: "guard", may_import: &[], owns: &[] },
+    Room { name: "keys", may_import: &["domain"], owns: &["subtle"] },
     Room { name: "replay", may_import: &["domain"], owns: &[] },
     Room {
         name: "store",
@@ -22,7 +23,7 @@ const ROOMS: &[Room] = &[
     },
     Room { name: "ollama", may_import: &["domain"], owns: &["hyper_util::client"] },
     Room { name: "completion", may_import: &["domain", "store", "ollama"], owns: &[] },
-    Room { name: "config", may_import: &["domain", "guard", "ollama"], owns: &["dirs"] },
+    Room { name: "config", may_import: &["domain", "guard", "keys", "ollama"], owns: &["dirs"] },
     Room {
         name: "webhook",
         may_import: &[
@@ -50,6 +51,7 @@ const ROOMS: &[Room] = &[
             "fail_point",
             "shutdown",
             "guard",
+            "keys",
             "replay",
             "store",
             "ollama",
@@ -58,7 +60,7 @@ const ROOMS: &[Room] = &[
             "webhook",
             "worker",
         ],
-        owns: &["hyper::server", "subtle"],
+        owns: &["hyper::server"],
     },
     Room {
         name: "app",
@@ -67,6 +69,7 @@ const ROOMS: &[Room] = &[
             "fail_point",
             "shutdown",
             "guard",
+            "keys",
             "store",
             "ollama",
             "config",
@@ -78,7 +81,7 @@ const ROOMS: &[Room] = &[
     },
     Room {
         name: "cli",
-        may_import: &["clock", "replay", "store", "config", "app"],
+        may_import: &["clock", "keys", "replay", "store", "config", "app"],
         owns: &["clap", "clap_complete", "indicatif", "tracing_subscriber"],
     },
     Room { name: "lib", may_import: &[], owns: &[] },

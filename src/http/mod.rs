@@ -6,6 +6,7 @@
 pub mod accept;
 mod answer;
 mod body;
+mod caller;
 mod embed;
 mod error;
 mod follow;
@@ -38,6 +39,7 @@ use tokio::sync::{Semaphore, oneshot};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::guard::Guard;
+use crate::keys::Keys;
 use crate::ollama::client::{Body, Ollama};
 use crate::ollama::health::Health;
 use crate::ollama::inventory::Inventory;
@@ -74,6 +76,8 @@ pub struct Edge {
     pub tasks: Tasks,
     /// Who is let in.
     pub guard: Guard,
+    /// The keys that open foreman.
+    pub keys: Keys,
     /// When the daemon started.
     pub started_at_ms: i64,
     /// Which run of the daemon this is, so that it can recognise itself.
@@ -113,6 +117,10 @@ impl Edge {
             status_places: Semaphore::new(own::STATUS_AT_ONCE),
             fold_places: Semaphore::new(jobs::FOLDS_AT_ONCE),
             body_budget: Arc::new(body::budget(config.body_max)),
+            keys: Keys::new(
+                config.token.as_ref().map(|token| token.expose()),
+                config.keys.as_ref(),
+            ),
             config,
             store: tools.store,
             ollama: tools.ollama,

@@ -21,6 +21,7 @@ use crate::worker::Arrival;
 use crate::worker::output::{Opening, Output, Refusal};
 
 use super::body::ReadBody;
+use super::caller::Caller;
 use super::error::Told;
 use super::follow;
 use super::intake::{self, Asked, Asker, marks, new_job, stopping};
@@ -107,7 +108,8 @@ struct Said {
 fn said(parts: &Parts) -> Result<Said, Told> {
     let preferences = preferences(&parts.headers);
     Ok(Said {
-        class: class(&parts.headers)?,
+        // Somebody waits for the answer.
+        class: Caller::of(&parts.extensions).class(class(&parts.headers)?, Class::Interactive),
         key: idempotency_key(&parts.headers)?,
         responds_async: preferences.is_async.then_some(preferences.wait),
     })
@@ -219,6 +221,7 @@ async fn store(
     whom: Whom,
 ) -> Result<Option<(JobId, FoundBy)>, Told> {
     let (id, dialect, class, body) = (job.id, job.dialect, job.class, job.body.clone());
+    let (client, owner) = (job.client.clone(), job.extras.owner.clone());
     let admission = edge.store.admit(job, edge.queue_limits(), edge.clock.now_ms()).await;
     let outcome = match admission {
         Ok(Admission::Admitted { seq }) => {
@@ -229,7 +232,8 @@ async fn store(
                 job.lane = %lane,
                 job.dialect = dialect.name(),
                 job.class = class.name(),
-                job.client = %whom.client,
+                job.client = %client,
+                job.owner = %owner,
                 http.connection = whom.connection,
                 "job admitted"
             );

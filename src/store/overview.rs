@@ -1,7 +1,7 @@
 //! The overview for `foreman status`: lanes, jobs in flight, the first waiting jobs, in one read transaction. Costs a
 //! few index look-ups for each lane and each job listed, however many wait. Called by `http`.
 
-use rusqlite::{OptionalExtension, Transaction, params};
+use rusqlite::{OptionalExtension, Row, Transaction, params};
 
 use crate::domain::job::Class;
 
@@ -42,6 +42,8 @@ pub struct OpenJob {
     pub class: String,
     /// The model as the client wrote it.
     pub model: String,
+    /// Whose it is: the name of a key; empty where it is nobody's.
+    pub owner: String,
     /// Wire shape.
     pub dialect: String,
     /// The number of its last attempt; 0 before the first.
@@ -79,6 +81,28 @@ impl Store {
     pub async fn overview(&self, jobs_max: usize) -> Result<Overview, StoreError> {
         self.read(move |tx| overview(tx, jobs_max)).await
     }
+
+    /// The same with the jobs of one owner only; lanes and counts are those of all.
+    ///
+    /// # Errors
+    /// Any of the store's.
+    pub async fn overview_of(
+        &self,
+        owner: String,
+        jobs_max: usize,
+    ) -> Result<Overview, StoreError> {
+        self.read(move |tx| {
+            let mut overview = overview(tx, 0)?;
+            overview.live = open_jobs(tx, LIVE, LIVE_MAX)?;
+            overview.live.retain(|job| job.owner == owner && !owner.is_empty());
+            let mut statement = tx.prepare_cached(&open_jobs_sql(WAITING_OF_OWNER))?;
+            let waiting =
+                statement.query_map(params![rows::to_column(jobs_max), owner], open_job)?;
+            overview.waiting = waiting.collect::<Result<_, _>>()?;
+            Ok(overview)
+        })
+        .await
+    }
 }
 
 /// The oldest job of a lane that waits for a retry.
@@ -91,6 +115,13 @@ pub(super) const LIVE: &str = "job INDEXED BY job_live WHERE state IN ('loading'
 
 /// Waiting jobs, by an index of their own: history lies before them in the table.
 pub(super) const WAITING: &str = "job INDEXED BY job_waiting WHERE state = 'queued'";
+
+/// The same of one owner.
+pub(super) const WAITING_OF_OWNER: &str =
+    "job INDEXED BY job_waiting_of_owner WHERE state = 'queued' AND owner <> '' AND owner = ?2";
+
+/// More are not in flight at once.
+const LIVE_MAX: usize = 1_000;
 
 fn overview(tx: &Transaction<'_>, jobs_max: usize) -> Result<Overview, StoreError> {
     let jobs_by_state = tx
@@ -150,7 +181,7 @@ fn summary(
 pub(super) fn open_jobs_sql(source: &str) -> String {
     format!(
         "SELECT seq, id, state, lane, model, dialect, attempts, created_at_ms, claimed_at_ms, not_before_ms, last_error,
-                class, lease_epoch
+                class, lease_epoch, owner
          FROM {source} ORDER BY seq LIMIT ?1"
     )
 }
@@ -161,22 +192,25 @@ fn open_jobs(
     jobs_max: usize,
 ) -> Result<Vec<OpenJob>, StoreError> {
     let mut statement = tx.prepare_cached(&open_jobs_sql(source))?;
-    let jobs = statement.query_map(params![rows::to_column(jobs_max)], |row| {
-        Ok(OpenJob {
-            seq: row.get(0)?,
-            id: row.get(1)?,
-            state: row.get(2)?,
-            lane: row.get(3)?,
-            class: row.get(11)?,
-            model: row.get(4)?,
-            dialect: row.get(5)?,
-            attempt: row.get(12)?,
-            attempts: rows::small(row.get(6)?),
-            created_at_ms: row.get(7)?,
-            claimed_at_ms: row.get(8)?,
-            not_before_ms: row.get(9)?,
-            last_error: row.get(10)?,
-        })
-    })?;
+    let jobs = statement.query_map(params![rows::to_column(jobs_max)], open_job)?;
     Ok(jobs.collect::<Result<Vec<_>, _>>()?)
+}
+
+fn open_job(row: &Row<'_>) -> rusqlite::Result<OpenJob> {
+    Ok(OpenJob {
+        seq: row.get(0)?,
+        id: row.get(1)?,
+        state: row.get(2)?,
+        lane: row.get(3)?,
+        class: row.get(11)?,
+        model: row.get(4)?,
+        owner: row.get(13)?,
+        dialect: row.get(5)?,
+        attempt: row.get(12)?,
+        attempts: rows::small(row.get(6)?),
+        created_at_ms: row.get(7)?,
+        claimed_at_ms: row.get(8)?,
+        not_before_ms: row.get(9)?,
+        last_error: row.get(10)?,
+    })
 }

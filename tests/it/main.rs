@@ -20,6 +20,7 @@ mod embeds;
 mod equality;
 mod failure;
 mod jobs;
+mod keys;
 mod leaving;
 mod lives;
 mod pass;

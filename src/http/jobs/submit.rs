@@ -132,6 +132,8 @@ pub(super) async fn job_of(
         fingerprint: prints.fingerprint,
     });
     let extras = Extras {
+        // Said by the asker's key.
+        owner: String::new(),
         is_async: true,
         run_at_ms: submission.run_at_ms.unwrap_or(0),
         deadline_ms: submission.deadline_ms,
@@ -148,7 +150,8 @@ pub(super) async fn job_of(
             dialect: submission.dialect,
             path_and_query: submission.path.to_owned(),
             body: submission.body,
-            class: submission.class,
+            // Nobody waits for it on a connection.
+            class: asker.caller.class(submission.class, Class::Normal),
             place,
             extras,
         },
@@ -253,6 +256,7 @@ fn view_of(job: &NewJob, now_ms: i64) -> JobView {
         model: job.model.clone(),
         lane: job.lane.clone(),
         class: job.class,
+        owner: job.extras.owner.clone(),
         is_async: job.extras.is_async,
         is_streamed: job.is_streamed,
         attempt: 0,
