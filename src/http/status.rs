@@ -23,17 +23,17 @@ const JOBS_LISTED_MAX: usize = 100;
 pub(super) async fn status(edge: &Edge, caller: &Caller) -> Result<Value, StoreError> {
     let own = caller.sees_only();
     let sees_all = own.is_none();
-    let overview = match own {
-        Some(owner) => edge.store.overview_of(owner, JOBS_LISTED_MAX).await?,
-        None => edge.store.overview(JOBS_LISTED_MAX).await?,
-    };
     let now_ms = edge.clock.now_ms();
-    let depth: u64 = overview.lanes.iter().map(|lane| lane.depth).sum();
     let waiting_lanes = edge.store.waiting_lanes(now_ms).await?;
     let policy = edge.config.policy();
     let webhooks = edge.store.delivery_counts().await?;
     let held = edge.residency.held();
     let order = edge.worker.service_order(now_ms, &waiting_lanes, &held, &edge.inventory, &policy);
+    let overview = match own {
+        Some(owner) => edge.store.overview_of(owner, JOBS_LISTED_MAX).await?,
+        None => edge.store.overview(order.clone(), JOBS_LISTED_MAX).await?,
+    };
+    let depth: u64 = overview.lanes.iter().map(|lane| lane.depth).sum();
     Ok(json!({
         "service": "foreman",
         "version": env!("CARGO_PKG_VERSION"),
@@ -48,7 +48,7 @@ pub(super) async fn status(edge: &Edge, caller: &Caller) -> Result<Value, StoreE
             "depth": depth,
             "scheduled": stored(&overview, State::Queued).saturating_sub(depth),
             "lanes": if sees_all { lanes(&overview.lanes, &order, now_ms) } else { Vec::new() },
-            "jobs": waiting(&overview.waiting, &order, now_ms),
+            "jobs": waiting(&overview.waiting, now_ms),
         },
         "disk": disk(edge),
         "since_start": edge.worker.counts().as_json(),
@@ -205,11 +205,9 @@ fn by_class(lane: &LaneSummary) -> Value {
     Class::ALL.iter().map(|class| (class.name().to_owned(), json!(depth(class)))).collect()
 }
 
-fn waiting(jobs: &[OpenJob], order: &[String], now_ms: i64) -> Vec<Value> {
-    let mut sorted: Vec<&OpenJob> = jobs.iter().collect();
-    sorted.sort_by_key(|job| (place_of(order, &job.lane), job.seq));
-    sorted
-        .into_iter()
+/// In the order of service already.
+fn waiting(jobs: &[OpenJob], now_ms: i64) -> Vec<Value> {
+    jobs.iter()
         .zip(1..)
         .map(|(job, position)| {
             json!({

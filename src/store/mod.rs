@@ -26,6 +26,7 @@ mod rows;
 mod schema;
 mod space;
 mod trace;
+mod turns;
 mod view;
 mod writer;
 

@@ -148,9 +148,8 @@ async fn neither_a_return_nor_an_equal_request_leads_to_a_job_of_another() {
     assert_eq!(back, Admission::Found { id: first.id, by: FoundBy::Return });
 }
 
-/// Jobs from before there were keys are nobody's.
 #[tokio::test]
-async fn a_database_of_the_third_version_is_taken_over() {
+async fn jobs_from_before_there_were_keys_are_nobodys() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.db");
     let (id, gone) = (JobId(Ulid::from(1_u128)), JobId(Ulid::from(2_u128)));
@@ -179,7 +178,7 @@ async fn a_database_of_the_third_version_is_taken_over() {
 #[tokio::test]
 async fn the_jobs_of_an_owner_are_read_by_index_alone() {
     let (_folder, store) = open().await;
-    let waiting = overview::open_jobs_sql(overview::WAITING_OF_OWNER);
+    let waiting = overview::open_jobs_sql(overview::WAITING_OF_OWNER, "seq");
     let listed = format!(
         "{} WHERE TRUE AND owner = ?1 AND owner <> '' ORDER BY job.seq DESC LIMIT ?2",
         view::SELECT
