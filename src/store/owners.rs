@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 
 use rusqlite::{Connection, OptionalExtension, params};
+use serde_json::Value;
 
 use crate::domain::job::JobId;
 
@@ -59,6 +60,42 @@ impl Store {
         self.look(move |tx| Ok(tx.prepare_cached(SQL)?.exists(params![event, owner])?)).await
     }
 }
+
+/// The clients of owners that have as many jobs in flight as they may: their jobs are passed over. All jobs of an owner are of
+/// one client, by which the order of service is kept.
+#[derive(Debug)]
+pub(super) struct Capped(String);
+
+impl Capped {
+    /// Those of now; `None` if there are none. Few jobs are in flight, so counting them is cheap; without a cap nothing is read.
+    pub(super) fn now(tx: &Connection, caps: &Caps) -> Result<Option<Capped>, StoreError> {
+        if caps.values().all(|cap| cap.in_flight_max.is_none()) {
+            return Ok(None);
+        }
+        let mut in_flight: BTreeMap<(String, String), u64> = BTreeMap::new();
+        let mut statement = tx.prepare_cached(IN_FLIGHT)?;
+        let mut found = statement.query([])?;
+        while let Some(row) = found.next()? {
+            *in_flight.entry((row.get(0)?, row.get(1)?)).or_default() += 1;
+        }
+        let is_full = |owner: &str, jobs: u64| {
+            let max = caps.get(owner).and_then(|cap| cap.in_flight_max);
+            max.is_some_and(|max| jobs >= max)
+        };
+        let full = in_flight.into_iter().filter(|((owner, _), jobs)| is_full(owner, *jobs));
+        let clients: Vec<Value> = full.map(|((_, client), _)| Value::String(client)).collect();
+        Ok((!clients.is_empty()).then(|| Capped(Value::Array(clients).to_string())))
+    }
+
+    /// They as a JSON list, to be bound to a statement.
+    pub(super) fn clients(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Owner and client of each job in flight.
+pub(super) const IN_FLIGHT: &str = "SELECT owner, client FROM job INDEXED BY job_live
+    WHERE state IN ('loading','working') AND owner <> ''";
 
 /// How many jobs of `owner` wait, if that is as many as may.
 pub(super) fn full(tx: &Connection, owner: &str, caps: &Caps) -> Result<Option<u64>, StoreError> {

@@ -7,7 +7,8 @@ use proptest::prelude::*;
 use super::*;
 
 fn of_owner(owner: &str) -> NewJob {
-    NewJob { extras: Extras { owner: owner.to_owned(), ..Extras::default() }, ..job("a") }
+    let extras = Extras { owner: owner.to_owned(), ..Extras::default() };
+    NewJob { client: owner.to_owned(), extras, ..job("a") }
 }
 
 fn capped(queued_max: u64) -> Caps {
@@ -188,6 +189,82 @@ async fn the_jobs_of_an_owner_are_read_by_index_alone() {
         let step = format!("SEARCH job USING INDEX {index} (owner=?)");
         assert!(plan[0] == step && !plan.concat().contains("TEMP B-TREE"), "{sql}: {plan:#?}");
     }
+}
+
+fn in_flight(owners: &[(&str, u64)]) -> Caps {
+    let cap = |max| Cap { queued_max: None, in_flight_max: Some(max) };
+    owners.iter().map(|(owner, max)| ((*owner).to_owned(), cap(*max))).collect()
+}
+
+/// The job by which the lane is judged, and how many may run.
+async fn head(store: &Store) -> Option<(i64, u64)> {
+    let lane = &store.waiting_lanes(9).await.unwrap()[0];
+    lane.head.map(|head| (head.seq, lane.jobs))
+}
+
+#[tokio::test]
+async fn jobs_of_an_owner_at_its_cap_are_passed_over_until_one_of_them_ends() {
+    let (_folder, store) = open().await;
+    for (owner, at_ms) in
+        [("alice", 1), ("alice", 2), ("alice", 3), ("bob", 4), ("", 5), ("bob", 6)]
+    {
+        admit(&store, of_owner(owner), at_ms).await;
+    }
+    store.keep_caps(in_flight(&[("alice", 1), ("bob", 1)]));
+    let first = claim(&store, "a", 9).await;
+    assert_eq!((first.seq, head(&store).await), (1, Some((4, 3))), "alice's two are not seen");
+    assert_eq!(claim(&store, "a", 9).await.seq, 4);
+    assert_eq!(head(&store).await, Some((5, 1)), "nobody's has no cap");
+    // Several at once stop at the cap, too.
+    let rest = store.claim_some("a".to_owned(), Class::Interactive, 9, 9).await.unwrap();
+    assert_eq!(rest.iter().map(|claim| claim.seq).collect::<Vec<_>>(), [5]);
+    assert_eq!(head(&store).await, None, "nothing may run");
+    assert!(store.waiting_lanes(9).await.unwrap()[0].ready().is_none());
+    assert!(try_claim(&store, "a", 9).await.is_none());
+    assert!(store.finish(first.seq, first.lease_epoch, done(), 9).await.unwrap());
+    assert_eq!(head(&store).await, Some((2, 2)));
+    store.keep_caps(in_flight(&[("bob", 2)]));
+    let rest = store.claim_some("a".to_owned(), Class::Interactive, 9, 9).await.unwrap();
+    let mut seqs: Vec<i64> = rest.iter().map(|claim| claim.seq).collect();
+    seqs.sort_unstable();
+    assert_eq!(seqs, [2, 3, 6]);
+}
+
+#[tokio::test]
+async fn jobs_that_are_passed_over_are_not_read_one_by_one() {
+    let (_folder, store) = open().await;
+    let by_client = "SEARCH job USING COVERING INDEX job_ready (lane=? AND class=? AND client=?)";
+    let by_turn = "SEARCH turn USING COVERING INDEX turn_next (lane=? AND class=?)";
+    let by_row = "SEARCH job USING INTEGER PRIMARY KEY (rowid=?)";
+    for (sql, steps) in [
+        (turns::NEXT_BESIDE, &[by_client, by_turn][..]),
+        (lanes::HEAD_BESIDE, &[by_turn, by_row, by_client]),
+        (lanes::PASSED_OVER, &["SEARCH turn USING PRIMARY KEY (lane=? AND class=? AND client=?)"]),
+        (crate::store::owners::IN_FLIGHT, &["SEARCH job USING INDEX job_live (state=?)"]),
+    ] {
+        let plan = plans::plan(&store, sql).await;
+        let touching = plan.iter().filter(|step| step.contains(" job ") || step.contains(" turn "));
+        assert_eq!(touching.collect::<Vec<_>>(), steps, "{sql}: {plan:#?}");
+    }
+}
+
+/// Picking stays cheap though a capped owner has a great many jobs in front, in order of arrival and by turn.
+#[tokio::test]
+async fn an_owner_at_its_cap_hides_nobody_however_much_it_has_waiting() {
+    let (_folder, store) = open().await;
+    let limits = QueueLimits { jobs_max: u64::MAX, ..LIMITS };
+    let many: Vec<NewJob> = (0..2_000).map(|_| of_owner("alice")).collect();
+    store.admit_all(many, limits, 1).await.unwrap();
+    store.keep_caps(in_flight(&[("alice", 1)]));
+    claim(&store, "a", 2).await;
+    assert_eq!(head(&store).await, None);
+    for owner in ["bob", "carol"] {
+        store.admit(of_owner(owner), limits, 3).await.unwrap();
+    }
+    assert_eq!(head(&store).await, Some((2_001, 2)));
+    assert_eq!(claim(&store, "a", 4).await.seq, 2_001);
+    assert_eq!(claim(&store, "a", 4).await.seq, 2_002);
+    assert!(try_claim(&store, "a", 4).await.is_none());
 }
 
 proptest! {

@@ -4,6 +4,7 @@ mod asking;
 mod caps;
 mod events;
 mod hidden;
+mod in_flight;
 mod reload;
 mod same;
 

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde_json::json;
-use stub_ollama::Stub;
+use stub_ollama::{Stub, StubConfig};
 use tempfile::TempDir;
 
 use super::{ADMIN, ALICE, BOB, ask, three, with_alice, write};
@@ -14,18 +14,26 @@ use crate::harness::{DEADLINE, stub_config};
 
 /// The real daemon with keys.
 pub(super) struct Home {
-    stub: Stub,
+    pub(super) stub: Stub,
     daemon: Daemon,
     folder: TempDir,
 }
 
 impl Home {
     pub(super) async fn start(lines: &[serde_json::Value]) -> Home {
-        let stub = Stub::start(stub_config(&["a"])).await;
+        Home::start_with(lines, stub_config(&["a"]), &[]).await
+    }
+
+    pub(super) async fn start_with(
+        lines: &[serde_json::Value],
+        stub: StubConfig,
+        flags: &[&str],
+    ) -> Home {
+        let stub = Stub::start(stub).await;
         let folder = tempfile::tempdir().unwrap();
         let keys = folder.path().join("keys");
         write(&keys, lines);
-        let flags = ["--keys", keys.to_str().unwrap()];
+        let flags = [&["--keys", keys.to_str().unwrap()], flags].concat();
         let daemon = Daemon::start(&stub.url(), &folder.path().join("a.db"), &flags).await;
         super::wait_for(daemon.addr, ADMIN, |status| status["upstream"]["state"] == "up").await;
         Home { stub, daemon, folder }
