@@ -5,9 +5,10 @@ use serde_json::Value;
 
 use super::{ADMIN, ALICE, BOB, House, ask, submit, three};
 use crate::harness::client::{self, chat_unstreamed, open};
-use crate::harness::daemon::{Daemon, foreman};
+use crate::harness::daemon::{Daemon, command, foreman};
 use crate::harness::jobs::with_header;
 use crate::harness::send;
+use crate::whom::Logged;
 
 const ROUTES: [(&str, &str, &str); 18] = [
     (
@@ -128,6 +129,49 @@ async fn a_key_is_in_no_file_and_the_command_line_sends_it() {
     assert_eq!(run(&["status"], "wrong").await.0, Some(77));
     assert_eq!(run(&["trace"], BOB).await.0, Some(77));
     assert_eq!(run(&["trace"], ADMIN).await.0, Some(0));
+}
+
+/// To the queue: one turn for all its programs, however they call themselves.
+#[tokio::test]
+async fn all_programs_with_a_key_are_one_client() {
+    let house = House::start(&three()).await;
+    for (key, agent) in [(ALICE, "one"), (ALICE, "two"), (BOB, "one"), (ADMIN, "one")] {
+        let body = chat_unstreamed("a", "x").to_string();
+        let request = client::request(house.addr(), "POST", "/api/chat", body);
+        let request = with_header(request, ("authorization", &format!("Bearer {key}")));
+        let request = with_header(request, ("user-agent", agent));
+        assert_eq!(open(house.addr(), request).await.unwrap().rest().await.status, 200);
+    }
+    let database = rusqlite::Connection::open(house.foreman.db()).unwrap();
+    let sql =
+        "SELECT owner, COUNT(*), COUNT(DISTINCT client) FROM job GROUP BY owner ORDER BY owner";
+    let mut statement = database.prepare(sql).unwrap();
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).unwrap();
+    let rows: Vec<(String, i64, i64)> = rows.map(Result::unwrap).collect();
+    let of = |name: &str, jobs| (name.to_owned(), jobs, 1);
+    assert_eq!(rows, [of("alice", 2), of("bob", 1), of("root", 1)]);
+}
+
+/// At the most talkative level, right and wrong ones.
+#[tokio::test]
+async fn a_key_is_in_no_log() {
+    let house = House::start(&three()).await;
+    let (db, keys) = (house.folder.path().join("b.db"), house.keys());
+    let flags = ["--keys", keys.to_str().unwrap(), "--log", "trace"];
+    let logged = Logged::start(command(&house.stub.url(), &db, &flags)).await;
+    let addr = logged.addr;
+    for key in [ALICE, "wrong-0123456789", BOB] {
+        for (method, path, body) in ROUTES {
+            ask(addr, key, method, path, body).await;
+        }
+    }
+    let log = logged.stop().await;
+    assert!(log.contains("TRACE") && log.contains("job admitted"), "it was talkative");
+    assert!(log.contains("job.owner=alice"), "a name is no secret");
+    for secret in [ALICE, BOB, ADMIN, "wrong-0123456789"] {
+        let line = log.lines().find(|line| line.contains(secret));
+        assert!(line.is_none(), "{secret:?} is in the log: {line:?}");
+    }
 }
 
 #[tokio::test]
