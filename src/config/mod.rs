@@ -10,11 +10,14 @@ use std::time::Duration;
 pub use crate::domain::schedule::Beside;
 use crate::keys::KeyFile;
 use crate::ollama::url::UpstreamUrl;
+use crate::tls::Roots;
 
 mod classes;
 mod keys;
 mod policy;
+mod upstream;
 mod values;
+mod waiting;
 mod webhooks;
 
 use classes::max_queue;
@@ -22,8 +25,9 @@ pub use policy::policy;
 pub use values::{Duplicates, HoldSetting, address};
 use values::{
     attempts, bytes, count, database, duplicates, duration, floor, keep_alive, model, origins,
-    positive, secret, upstream,
+    positive, roots, secret,
 };
+pub use waiting::{NativeByte, Unstreamed, Waiting};
 pub use webhooks::{SigningKey, Webhooks};
 
 /// The listening address when none is given: loopback, one above Ollama's own port.
@@ -38,6 +42,8 @@ pub struct Config {
     pub ollama_url: UpstreamUrl,
     /// Bearer token sent to the upstream.
     pub ollama_token: Option<Secret>,
+    /// Who vouches for an upstream over https; `None` is whom the system trusts.
+    pub ollama_ca: Option<Roots>,
     /// The database file.
     pub db: PathBuf,
     /// Bearer token asked of clients; with neither it nor keys foreman is open.
@@ -90,6 +96,8 @@ pub struct Config {
     pub load_limit: Duration,
     /// The longest silence inside an answer.
     pub idle_limit: Duration,
+    /// What clients get to see while they wait.
+    pub waiting: Waiting,
     /// The first delay before a retry; it doubles.
     pub retry_delay: Duration,
     /// How receivers of webhooks are told.
@@ -124,6 +132,8 @@ pub struct Raw {
     pub ollama_url: Option<String>,
     /// `FOREMAN_OLLAMA_TOKEN`
     pub ollama_token: Option<String>,
+    /// `FOREMAN_OLLAMA_CA`
+    pub ollama_ca: Option<String>,
     /// `FOREMAN_DB`
     pub db: Option<String>,
     /// `FOREMAN_FREE_MIN`
@@ -170,6 +180,12 @@ pub struct Raw {
     pub load_limit: Option<String>,
     /// `FOREMAN_IDLE_LIMIT`
     pub idle_limit: Option<String>,
+    /// `FOREMAN_WAITING_INTERVAL`
+    pub waiting_interval: Option<String>,
+    /// `FOREMAN_WAITING_STREAM`
+    pub waiting_stream: Option<String>,
+    /// `FOREMAN_WAITING_UNSTREAMED`
+    pub waiting_unstreamed: Option<String>,
     /// `FOREMAN_RETRY_DELAY`
     pub retry_delay: Option<String>,
     /// `FOREMAN_WEBHOOK_SECRET`
@@ -234,10 +250,8 @@ impl Config {
         let config = read(raw, &mut faults);
         match config {
             Some(config) if faults.0.is_empty() => {
-                if let Some(fault) = loops_to_itself(&config) {
-                    return Err(vec![fault]);
-                }
-                Ok(config)
+                let fault = upstream::fault(&config, raw);
+                fault.map_or(Ok(config), |fault| Err(vec![fault]))
             }
             _ => Err(faults.0),
         }
@@ -247,8 +261,9 @@ impl Config {
 fn read(raw: &Raw, faults: &mut Faults) -> Option<Config> {
     // Every value is read before the first `?`, so that all faults are collected.
     let addr = faults.read("FOREMAN_ADDR", raw.addr.as_ref(), ADDR_DEFAULT, address);
-    let url = faults.read("FOREMAN_OLLAMA_URL", raw.ollama_url.as_ref(), "", upstream);
+    let url = faults.read("FOREMAN_OLLAMA_URL", raw.ollama_url.as_ref(), "", UpstreamUrl::parse);
     let ollama_token = faults.read("FOREMAN_OLLAMA_TOKEN", raw.ollama_token.as_ref(), "", secret);
+    let ollama_ca = faults.read("FOREMAN_OLLAMA_CA", raw.ollama_ca.as_ref(), "", roots);
     let db = faults.read("FOREMAN_DB", raw.db.as_ref(), "", database);
     let free_min = faults.read("FOREMAN_FREE_MIN", raw.free_min.as_ref(), "256MiB", floor);
     let token = faults.read("FOREMAN_TOKEN", raw.token.as_ref(), "", secret);
@@ -270,6 +285,7 @@ fn read(raw: &Raw, faults: &mut Faults) -> Option<Config> {
     let embeds = faults.read("FOREMAN_EMBED_PARALLEL", raw.embed_parallel.as_ref(), "64", count);
     let load_limit = faults.read("FOREMAN_LOAD_LIMIT", raw.load_limit.as_ref(), "10m", positive);
     let idle_limit = faults.read("FOREMAN_IDLE_LIMIT", raw.idle_limit.as_ref(), "10m", positive);
+    let waiting = waiting::waiting(raw, faults);
     let retry = faults.read("FOREMAN_RETRY_DELAY", raw.retry_delay.as_ref(), "1s", positive);
     let webhooks = webhooks::webhooks(raw, faults);
     let grace = faults.read("FOREMAN_SHUTDOWN_GRACE", raw.shutdown_grace.as_ref(), "30s", duration);
@@ -277,6 +293,7 @@ fn read(raw: &Raw, faults: &mut Faults) -> Option<Config> {
         addr: addr?,
         ollama_url: url?,
         ollama_token: ollama_token?,
+        ollama_ca: ollama_ca?,
         db: db?,
         free_min: free_min?,
         token: token?,
@@ -301,6 +318,7 @@ fn read(raw: &Raw, faults: &mut Faults) -> Option<Config> {
         embed_parallel: usize::try_from(embeds?).unwrap_or(usize::MAX).min(EMBED_PARALLEL_MAX),
         load_limit: load_limit?,
         idle_limit: idle_limit?,
+        waiting: waiting?,
         retry_delay: retry?,
         webhooks: webhooks?,
         shutdown_grace: grace?,
@@ -309,20 +327,6 @@ fn read(raw: &Raw, faults: &mut Faults) -> Option<Config> {
 
 /// More connections to one Ollama than this only queue inside it.
 const EMBED_PARALLEL_MAX: usize = 4_096;
-
-/// An upstream that is foreman itself would pass every request to itself until the ports run out.
-fn loops_to_itself(config: &Config) -> Option<Fault> {
-    let url = &config.ollama_url;
-    let is_here = url.is_loopback() || url.host() == config.addr.ip().to_string();
-    (is_here && url.port() == config.addr.port()).then(|| Fault {
-        key: "FOREMAN_OLLAMA_URL",
-        value: url.to_string(),
-        allowed: format!(
-            "this is where foreman itself listens ({}); name Ollama's address",
-            config.addr
-        ),
-    })
-}
 
 #[cfg(test)]
 mod tests;

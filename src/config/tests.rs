@@ -59,17 +59,6 @@ fn an_empty_variable_is_not_a_value() {
 }
 
 #[test]
-fn foreman_in_front_of_itself_is_refused() {
-    let raw = Raw {
-        addr: given("127.0.0.1:9000"),
-        ollama_url: given("http://localhost:9000"),
-        ..Raw::default()
-    };
-    let faults = Config::check(&raw).unwrap_err();
-    assert_eq!(faults[0].key, "FOREMAN_OLLAMA_URL");
-}
-
-#[test]
 fn a_secret_is_never_printed() {
     let raw = Raw { token: given("hunter2"), ..Raw::default() };
     let config = Config::check(&raw).unwrap();

@@ -10,13 +10,16 @@ mod caller;
 mod embed;
 mod error;
 mod follow;
+mod forecast;
 mod headers;
 mod intake;
 mod jobs;
+mod lingering;
 mod outflow;
 mod own;
 mod pass;
 mod placement;
+mod plain;
 pub mod prefer;
 pub mod problem;
 pub mod query;
@@ -24,10 +27,15 @@ mod queued;
 mod reach;
 mod records;
 mod router;
+mod search;
+mod stainless;
 mod status;
 pub mod submission;
+mod take_in;
 mod trace;
+mod unsure;
 mod waiter;
+mod waiting;
 mod whom;
 
 use std::hash::RandomState;
@@ -44,6 +52,7 @@ use crate::ollama::client::{Body, Ollama};
 use crate::ollama::health::Health;
 use crate::ollama::inventory::Inventory;
 use crate::ollama::residency::Residency;
+use crate::ollama::routes::Routes;
 use crate::shutdown::Tasks;
 use crate::store::{QueueLimits, Store};
 use crate::webhook;
@@ -86,6 +95,8 @@ pub struct Edge {
     pub is_misled: AtomicBool,
     /// The keys of the hashes of conversations: new for each process, so that no client can make its own collide.
     chain_keys: RandomState,
+    /// Which routes it has that foreman does not know.
+    routes: Routes,
     /// Embeds in flight.
     embeds: Arc<Semaphore>,
     /// Embeds that wait for a place.
@@ -94,6 +105,10 @@ pub struct Edge {
     status_places: Semaphore,
     /// Large answers being folded: each takes a thread, and up to its size in memory.
     fold_places: Semaphore,
+    /// Jobs whose clients have just closed and may be back.
+    lingering: lingering::Lingering,
+    /// Compressed bodies whose text is in use.
+    plain_places: Arc<Semaphore>,
     /// Memory for request bodies that are being read.
     body_budget: Arc<Semaphore>,
 }
@@ -112,10 +127,13 @@ impl Edge {
             instance: ulid::Ulid::generate().to_string(),
             is_misled: AtomicBool::new(false),
             chain_keys: RandomState::new(),
+            routes: Routes::default(),
             embeds: Arc::new(Semaphore::new(config.embed_parallel)),
             embeds_waiting: AtomicU64::new(0),
             status_places: Semaphore::new(own::STATUS_AT_ONCE),
             fold_places: Semaphore::new(jobs::FOLDS_AT_ONCE),
+            lingering: lingering::Lingering::default(),
+            plain_places: Arc::new(Semaphore::new(plain::PLAIN_AT_ONCE)),
             body_budget: Arc::new(body::budget(config.body_max)),
             keys: Keys::new(
                 config.token.as_ref().map(|token| token.expose()),

@@ -15,7 +15,7 @@ use super::caller::Caller;
 use super::error::Told;
 use super::headers::token;
 use super::problem::{Code, Problem};
-use super::{Edge, Response, body, embed, jobs, own, pass, queued};
+use super::{Edge, Response, body, embed, jobs, own, pass, queued, unsure};
 
 /// Serves one request. Never fails: every fault is an answer.
 pub(super) async fn handle(
@@ -59,6 +59,7 @@ async fn admitted(edge: &Arc<Edge>, mut request: Request<Incoming>) -> Response 
     request.extensions_mut().insert(caller);
     match road {
         Route::Queued(dialect) => queued::queued(edge, request, dialect).await,
+        Route::Unsure(dialect) => unsure::unsure(edge, request, dialect).await,
         Route::Embed(dialect) => embed::embed(edge, request, dialect).await,
         Route::Pass(_) if request.method() == Method::CONNECT => bare(StatusCode::NOT_IMPLEMENTED),
         Route::Pass(effect) => pass::pass(edge, request, effect).await,

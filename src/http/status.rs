@@ -47,6 +47,7 @@ pub(super) async fn status(edge: &Edge, caller: &Caller) -> Result<Value, StoreE
         "queue": {
             "depth": depth,
             "scheduled": stored(&overview, State::Queued).saturating_sub(depth),
+            "lingering": edge.lingering.len(),
             "lanes": if sees_all { lanes(&overview.lanes, &order, now_ms) } else { Vec::new() },
             "jobs": waiting(&overview.waiting, now_ms),
         },
