@@ -14,6 +14,7 @@ const ROOMS: &[Room] = &[
     Room { name: "shutdown", may_import: &[], owns: &["tokio_util::task"] },
     Room { name: "delay", may_import: &[], owns: &["backoff"] },
     Room { name: "guard", may_import: &[], owns: &[] },
+    Room { name: "keys", may_import: &["domain"], owns: &["subtle"] },
     Room { name: "replay", may_import: &["domain"], owns: &[] },
     Room { name: "descriptors", may_import: &[], owns: &["rustix::process"] },
     Room { name: "tls", may_import: &[], owns: &["tokio_rustls", "rustls_native_certs"] },
@@ -28,7 +29,11 @@ const ROOMS: &[Room] = &[
         owns: &["hyper_util::client", "tower_service", "zstd"],
     },
     Room { name: "completion", may_import: &["domain", "store", "ollama"], owns: &[] },
-    Room { name: "config", may_import: &["domain", "guard", "tls", "ollama"], owns: &["dirs"] },
+    Room {
+        name: "config",
+        may_import: &["domain", "guard", "keys", "tls", "ollama"],
+        owns: &["dirs"],
+    },
     Room {
         name: "webhook",
         may_import: &[
@@ -57,6 +62,7 @@ const ROOMS: &[Room] = &[
             "fail_point",
             "shutdown",
             "guard",
+            "keys",
             "replay",
             "store",
             "ollama",
@@ -65,7 +71,7 @@ const ROOMS: &[Room] = &[
             "webhook",
             "worker",
         ],
-        owns: &["hyper::server", "subtle"],
+        owns: &["hyper::server"],
     },
     Room {
         name: "app",
@@ -75,6 +81,7 @@ const ROOMS: &[Room] = &[
             "fail_point",
             "shutdown",
             "guard",
+            "keys",
             "store",
             "ollama",
             "config",
@@ -86,7 +93,7 @@ const ROOMS: &[Room] = &[
     },
     Room {
         name: "cli",
-        may_import: &["clock", "replay", "store", "config", "app"],
+        may_import: &["clock", "keys", "replay", "store", "config", "app"],
         owns: &["clap", "clap_complete", "indicatif", "tracing_subscriber"],
     },
     Room { name: "fuzz", may_import: &["ollama", "config", "webhook", "http"], owns: &[] },

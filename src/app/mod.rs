@@ -3,6 +3,7 @@
 
 mod deadlines;
 mod disk;
+mod keys;
 mod monitor;
 mod retention;
 
@@ -29,6 +30,8 @@ use crate::shutdown::Tasks;
 use crate::store::{Store, StoreError};
 use crate::webhook;
 use crate::worker::{Past, Settings, Tools, Worker};
+
+pub use keys::KeyReader;
 
 /// After the force, what has not ended by now is left behind.
 const FORCE_LIMIT: Duration = Duration::from_secs(5);
@@ -128,6 +131,7 @@ impl App {
         );
         let files_max = descriptors::raise();
         let edge = Edge::new(config, tools, handle, webhook_handle, guard, files_max);
+        keys::keep_caps(&edge);
         Ok(App { edge: Arc::new(edge), listener, worker, webhooks, poller, addr })
     }
 
@@ -136,13 +140,19 @@ impl App {
         self.addr
     }
 
+    /// Who reads the file of keys again; `None` where there is none.
+    pub fn key_reader(&self) -> Option<KeyReader> {
+        let edge = Arc::clone(&self.edge);
+        self.edge.config.keys.is_some().then_some(KeyReader(edge))
+    }
+
     /// Serves until a message comes in `stops` (or its senders are gone), then drains; a second message, or the end of the
     /// grace time, forces.
     pub async fn run(self, mut stops: mpsc::Receiver<()>) -> Stopped {
         let App { edge, listener, worker, webhooks, poller, addr } = self;
         let tasks = edge.tasks.clone();
-        if !addr.ip().is_loopback() && edge.config.token.is_none() {
-            tracing::warn!(http.addr = %addr, "listening beyond this machine without a token (FOREMAN_TOKEN): whoever \
+        if !addr.ip().is_loopback() && edge.keys.are_none() {
+            tracing::warn!(http.addr = %addr, "listening beyond this machine without keys (FOREMAN_TOKEN, FOREMAN_KEYS): whoever \
                 reaches this address can use the GPU and read the status");
         }
         if edge.connections_max < edge.config.connections_max {

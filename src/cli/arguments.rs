@@ -28,6 +28,8 @@ pub(super) enum Command {
     Jobs(Box<Jobs>),
     /// Write a trace of the jobs that ran last, for `foreman replay`
     Trace(Trace),
+    /// Write lines for the file of named keys
+    Keys(Keys),
     /// Replay traces in virtual time and show what another policy would have come to
     Replay(Box<Replay>),
     /// Write the completions of a shell to stdout
@@ -39,6 +41,22 @@ pub(super) struct Completions {
     /// The shell
     #[arg(value_name = "SHELL")]
     pub(super) shell: ShellName,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Keys {
+    #[command(subcommand)]
+    pub(super) command: KeysCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum KeysCommand {
+    /// Read a key from stdin and print its line for that file, with its SHA-256 in its place
+    Hash {
+        /// Whose key it is
+        #[arg(value_name = "NAME")]
+        name: String,
+    },
 }
 
 /// A shell with completions.
@@ -77,6 +95,9 @@ pub(super) struct Serve {
     /// Bearer token asked of clients [default: none]
     #[arg(long, env = "FOREMAN_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     token: Option<String>,
+    /// A file of named keys of clients, one a line (docs/keys.md) [default: none]
+    #[arg(long, env = "FOREMAN_KEYS", value_name = "FILE")]
+    keys: Option<String>,
     /// Web origins allowed beside Ollama's defaults, comma-separated
     #[arg(long, env = "OLLAMA_ORIGINS", value_name = "ORIGINS")]
     origins: Option<String>,
@@ -190,7 +211,7 @@ pub(super) struct Daemon {
     /// Where foreman listens [default: 127.0.0.1:11435]
     #[arg(long, env = "FOREMAN_ADDR", value_name = "IP:PORT", global = true)]
     pub(super) addr: Option<String>,
-    /// Foreman's bearer token
+    /// Foreman's bearer token, or a key of yours
     #[arg(
         long,
         env = "FOREMAN_TOKEN",
@@ -319,6 +340,7 @@ impl Serve {
             db: self.db.clone(),
             free_min: self.free_min.clone(),
             token: self.token.clone(),
+            keys: self.keys.clone(),
             origins: self.origins.clone(),
             keep_alive: self.keep_alive.clone(),
             embed_model: self.embed_model.clone(),

@@ -78,6 +78,10 @@ impl Problem {
         let attempt = document["attempt"].as_u64();
         let text = match (status, &code) {
             (401, _) => format!("foreman on {addr} refused the token (FOREMAN_TOKEN)"),
+            (403, None) => {
+                let why = document["error"].as_str().unwrap_or("your key may not do that");
+                format!("foreman on {addr} refused it: {why}")
+            }
             (_, Some(code)) => sentence(&document, code),
             (404 | 405, None) => {
                 format!("{addr} answers, but does not know this: it is no foreman, or an older one")
@@ -89,7 +93,7 @@ impl Problem {
 
     fn exit(&self) -> Exit {
         match (self.status, &self.code) {
-            (401, _) => Exit::Refused,
+            (401 | 403, _) => Exit::Refused,
             (_, None) => Exit::Unavailable,
             (400 | 413 | 422, _) => Exit::BadInput,
             (404 | 410, _) => Exit::NotThere,

@@ -8,6 +8,7 @@ mod completions;
 mod explain_text;
 mod fault;
 mod jobs;
+mod keys;
 mod replay;
 mod serve;
 mod status;
@@ -94,6 +95,7 @@ pub fn main() -> ExitCode {
         Command::Submit(submit) => jobs::submit(&submit),
         Command::Jobs(jobs) => jobs::jobs(&jobs),
         Command::Trace(trace) => trace::trace(&trace),
+        Command::Keys(keys) => keys::keys(&keys),
         Command::Replay(replay) => replay::replay(&replay),
         Command::Completions(completions) => completions::completions(&completions),
     };

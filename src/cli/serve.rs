@@ -7,7 +7,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing_subscriber::EnvFilter;
 
-use crate::app::{App, StartError, Stopped};
+use crate::app::{App, KeyReader, StartError, Stopped};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::store::StoreError;
@@ -72,6 +72,10 @@ async fn run(config: Config) -> Exit {
             return Exit::System;
         }
     };
+    if let Some(Err(fault)) = app.key_reader().map(read_keys_on_hangup) {
+        say(&format!("cannot listen for signals: {fault}"));
+        return Exit::System;
+    }
     match app.run(stops).await {
         Stopped::Drained | Stopped::Forced => Exit::Fine,
         Stopped::Misled => Exit::Usage,
@@ -111,6 +115,21 @@ fn signals() -> std::io::Result<mpsc::Receiver<()>> {
         }
     });
     Ok(receiver)
+}
+
+/// Has the file of keys read again at each SIGHUP. Without such a file SIGHUP ends the program, as it always does.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "lives as long as the process; a stop must not wait for it"
+)]
+fn read_keys_on_hangup(reader: KeyReader) -> std::io::Result<()> {
+    let mut hangups = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while hangups.recv().await.is_some() {
+            reader.reload().await;
+        }
+    });
+    Ok(())
 }
 
 /// Variables that look like foreman's but are none: a typing error, or a setting of a later version.

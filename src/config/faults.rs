@@ -34,6 +34,11 @@ impl Faults {
         self.0
     }
 
+    /// Adds faults that were found elsewhere.
+    pub(super) fn add(&mut self, found: impl IntoIterator<Item = Fault>) {
+        self.0.extend(found);
+    }
+
     /// Reads a value, or the default where none is given, and keeps the fault if there is one.
     pub(super) fn read<T>(
         &mut self,

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use crate::domain::schedule::Beside;
+use crate::keys::KeyFile;
 use crate::ollama::url::UpstreamUrl;
 use crate::tls::Roots;
 
@@ -15,6 +16,7 @@ mod classes;
 mod faults;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+mod keys;
 mod policy;
 mod upstream;
 mod values;
@@ -49,8 +51,10 @@ pub struct Config {
     pub ollama_ca: Option<Roots>,
     /// The database file.
     pub db: PathBuf,
-    /// Bearer token asked of clients; `None` is open.
+    /// Bearer token asked of clients; with neither it nor keys foreman is open.
     pub token: Option<Secret>,
+    /// Named keys of clients.
+    pub keys: Option<KeyFile>,
     /// Web origins allowed beside Ollama's own defaults, comma-separated.
     pub origins: String,
     /// How long an idle model stays resident; `None` is for ever.
@@ -143,6 +147,8 @@ pub struct Raw {
     pub free_min: Option<String>,
     /// `FOREMAN_TOKEN`
     pub token: Option<String>,
+    /// `FOREMAN_KEYS`
+    pub keys: Option<String>,
     /// `OLLAMA_ORIGINS`
     pub origins: Option<String>,
     /// `FOREMAN_KEEP_ALIVE`
@@ -228,6 +234,7 @@ fn read(raw: &Raw, faults: &mut Faults) -> Option<Config> {
     let db = faults.read("FOREMAN_DB", raw.db.as_ref(), "", database);
     let free_min = faults.read("FOREMAN_FREE_MIN", raw.free_min.as_ref(), "256MiB", floor);
     let token = faults.read("FOREMAN_TOKEN", raw.token.as_ref(), "", secret);
+    let keys = keys::keys(raw, faults);
     let origins = faults.read("OLLAMA_ORIGINS", raw.origins.as_ref(), "", origins);
     let keep_alive = faults.read("FOREMAN_KEEP_ALIVE", raw.keep_alive.as_ref(), "-1", keep_alive);
     let embed_model = faults.read("FOREMAN_EMBED_MODEL", raw.embed_model.as_ref(), "", model);
@@ -259,6 +266,7 @@ fn read(raw: &Raw, faults: &mut Faults) -> Option<Config> {
         db: db?,
         free_min: free_min?,
         token: token?,
+        keys: keys?,
         origins: origins?,
         keep_alive: keep_alive?,
         embed_model: embed_model?,
@@ -291,72 +299,4 @@ fn read(raw: &Raw, faults: &mut Faults) -> Option<Config> {
 const EMBED_PARALLEL_MAX: usize = 4_096;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn given(text: &str) -> Option<String> {
-        Some(text.to_owned())
-    }
-
-    #[test]
-    fn nothing_given_is_a_working_set_up() {
-        let config = Config::check(&Raw::default()).unwrap();
-        assert_eq!(config.addr.to_string(), ADDR_DEFAULT);
-        assert_eq!(config.ollama_url.to_string(), "http://127.0.0.1:11434");
-        assert_eq!(config.keep_alive, None);
-        assert_eq!((config.hold, config.parallel), (HoldSetting::Auto, 1));
-        assert_eq!((config.max_queue, config.class_max), (10_000, [None; 3]));
-        let waits_s = config.max_wait.map(|wait| wait.as_secs());
-        assert_eq!(waits_s, [120, 600, 21_600]);
-        assert!(config.db.ends_with("foreman/foreman.db"));
-    }
-
-    #[test]
-    fn all_faults_are_told_together_with_key_value_and_what_is_allowed() {
-        let raw = Raw {
-            addr: given("nowhere"),
-            max_attempts: given("0"),
-            job_ttl: given("soon"),
-            max_queue: given("batch=none"),
-            max_wait: given("urgent=1m"),
-            hold: given("maybe"),
-            parallel: given("0"),
-            body_max: given("12 parsecs"),
-            ..Raw::default()
-        };
-        let faults = Config::check(&raw).unwrap_err();
-        let keys: Vec<_> = faults.iter().map(|fault| fault.key).collect();
-        assert_eq!(
-            keys,
-            [
-                "FOREMAN_ADDR",
-                "FOREMAN_MAX_ATTEMPTS",
-                "FOREMAN_JOB_TTL",
-                "FOREMAN_MAX_QUEUE",
-                "FOREMAN_MAX_WAIT",
-                "FOREMAN_HOLD",
-                "FOREMAN_PARALLEL",
-                "FOREMAN_BODY_MAX"
-            ]
-        );
-        assert_eq!(
-            faults[1].to_string(),
-            "FOREMAN_MAX_ATTEMPTS=\"0\": a whole number from 1 to 100"
-        );
-    }
-
-    #[test]
-    fn an_empty_variable_is_not_a_value() {
-        let raw = Raw { token: given(""), poll_interval: given("  "), ..Raw::default() };
-        let config = Config::check(&raw).unwrap();
-        assert!(config.token.is_none());
-        assert_eq!(config.poll_interval, Duration::from_secs(30));
-    }
-
-    #[test]
-    fn a_secret_is_never_printed() {
-        let raw = Raw { token: given("hunter2"), ..Raw::default() };
-        let config = Config::check(&raw).unwrap();
-        assert!(!format!("{config:?}").contains("hunter2"));
-    }
-}
+mod tests;

@@ -51,6 +51,16 @@ impl ClientId {
         ClientId(hasher.finish() & ID_MASK)
     }
 
+    /// The id of all programs that send the key of this name, whatever their addresses and `User-Agent`s.
+    pub fn of_key(name: &str) -> ClientId {
+        #[expect(deprecated, reason = "see the import")]
+        let mut hasher = SipHasher::new_with_keys(KEY_0, KEY_1);
+        // The other ids begin with 0 or 1.
+        hasher.write(&[2]);
+        hasher.write(name.as_bytes());
+        ClientId(hasher.finish() & ID_MASK)
+    }
+
     /// Reads what `Display` writes; `None` for any other text.
     pub fn from_text(text: &str) -> Option<ClientId> {
         let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
@@ -87,6 +97,15 @@ mod tests {
         let id = ClientId::of(Some(b"sk-1"), "192.168.1.5", b"curl/8.0");
         assert_eq!(id.to_string(), "5555c14dd874");
         assert_eq!(ClientId::from_text("5555c14dd874"), Some(id));
+    }
+
+    #[test]
+    fn programs_with_one_key_are_one_client_and_no_other() {
+        let id = ClientId::of_key("alice");
+        assert_eq!(id, ClientId::of_key("alice"));
+        assert_ne!(id, ClientId::of_key("bob"));
+        assert_ne!(id, ClientId::of(None, "alice", b""));
+        assert_ne!(id, ClientId::of(Some(b"alice"), "", b""));
     }
 
     #[test]

@@ -13,12 +13,13 @@ use crate::config::Duplicates;
 use crate::domain::dialect::Dialect;
 use crate::domain::job::{Class, JobId};
 use crate::domain::model::ModelName;
-use crate::domain::whom::Whom;
+use crate::domain::whom::{ClientId, Whom};
 use crate::ollama::inventory::Inventory;
 use crate::ollama::wire::canonical::{duplicate_key, fingerprint, is_deterministic};
 use crate::store::{Extras, Hash, Idempotency, Likeness, NewJob, QueueLimit, StoreError};
 
 use super::Edge;
+use super::caller::Caller;
 use super::error::Told;
 use super::headers::{Credentials, for_upstream, to_list, token};
 use super::pass;
@@ -41,9 +42,10 @@ const HASHED_HERE_MAX: usize = 256 * 1024;
 #[derive(Debug, Clone)]
 pub(super) struct Asker {
     pub(super) whom: Whom,
+    pub(super) caller: Caller,
     /// End-to-end headers, without what was for foreman.
     pub(super) headers: HeaderMap,
-    /// A hash of the token that is not foreman's own; empty without one.
+    /// The named key, or a hash of the token that is not foreman's own; empty without either.
     pub(super) scope: String,
     token: Vec<u8>,
     address: Option<IpAddr>,
@@ -53,18 +55,27 @@ impl Asker {
     /// The sender of this request.
     pub(super) fn of(edge: &Edge, parts: &Parts) -> Asker {
         let credentials = pass::credentials(edge);
-        let token = match credentials {
-            Credentials::Foremans => Vec::new(),
-            Credentials::Upstreams => token(&parts.headers).unwrap_or_default().to_vec(),
+        let caller = Caller::of(&parts.extensions);
+        let named = caller.scope();
+        let token = match (credentials, &named) {
+            (Credentials::Foremans, Some(named)) => named.clone().into_bytes(),
+            (Credentials::Foremans, None) => Vec::new(),
+            (Credentials::Upstreams, _) => token(&parts.headers).unwrap_or_default().to_vec(),
         };
         let mut headers = parts.headers.clone();
         for_upstream(&mut headers, credentials);
-        let scope = match token.is_empty() {
-            true => String::new(),
-            false => hex(&fingerprint(&[&token])),
+        let scope = match named {
+            Some(named) => named,
+            None if token.is_empty() => String::new(),
+            None => hex(&fingerprint(&[&token])),
         };
         let address = parts.extensions.get::<Peer>().map(|peer| peer.address.to_canonical());
-        Asker { whom: whom(parts, credentials), headers, scope, token, address }
+        Asker { whom: whom(parts, credentials), caller, headers, scope, token, address }
+    }
+
+    /// The client that it is to the queue.
+    pub(super) fn client(&self) -> ClientId {
+        self.caller.client().unwrap_or(self.whom.client)
     }
 }
 
@@ -87,12 +98,12 @@ pub(super) fn new_job(edge: &Edge, asker: &Asker, asked: Asked) -> NewJob {
         lane: asked.place.lane.to_string(),
         model: asked.place.model,
         class: asked.class,
-        client: asker.whom.client.to_string(),
+        client: asker.client().to_string(),
         is_streamed: asked.place.is_streamed,
         path_and_query: asked.path_and_query,
         headers: to_list(&asker.headers),
         body: asked.body,
-        extras: asked.extras,
+        extras: Extras { owner: asker.caller.owner().to_owned(), ..asked.extras },
     }
 }
 
@@ -179,11 +190,20 @@ fn hex(hash: &Hash) -> String {
 /// What a client is told of a queue that is full.
 pub(super) fn queue_full(jobs: u64, limit: QueueLimit) -> Told {
     let queue = match limit {
+        QueueLimit::Owner => return key_full(jobs),
         QueueLimit::Jobs | QueueLimit::Bytes => "the queue".to_owned(),
         QueueLimit::Class(class) => format!("the queue of class {}", class.name()),
     };
     let text = format!("{queue} is full ({jobs} jobs wait); nothing was stored, try again later");
     Told::new(StatusCode::SERVICE_UNAVAILABLE, text).retry_after(FULL_RETRY_S)
+}
+
+/// What a client is told whose key has as many jobs waiting as it may.
+pub(super) fn key_full(jobs: u64) -> Told {
+    let text = format!(
+        "your key has {jobs} jobs waiting, as many as it may; nothing was stored, try again later"
+    );
+    Told::new(StatusCode::TOO_MANY_REQUESTS, text).retry_after(FULL_RETRY_S)
 }
 
 /// What a client is told while the disk is full.

@@ -6,6 +6,7 @@
 pub mod accept;
 mod answer;
 mod body;
+mod caller;
 mod embed;
 mod error;
 mod follow;
@@ -49,6 +50,7 @@ use tokio::sync::{Semaphore, oneshot};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::guard::Guard;
+use crate::keys::Keys;
 use crate::ollama::client::{Body, Ollama};
 use crate::ollama::health::Health;
 use crate::ollama::inventory::Inventory;
@@ -86,6 +88,8 @@ pub struct Edge {
     pub tasks: Tasks,
     /// Who is let in.
     pub guard: Guard,
+    /// The keys that open foreman.
+    pub keys: Keys,
     /// When the daemon started.
     pub started_at_ms: i64,
     /// Which run of the daemon this is, so that it can recognise itself.
@@ -139,6 +143,10 @@ impl Edge {
             plain_places: Arc::new(Semaphore::new(plain::PLAIN_AT_ONCE)),
             connections_max: places::allowed(config.connections_max, files_max),
             body_budget: Arc::new(body::budget(config.body_max)),
+            keys: Keys::new(
+                config.token.as_ref().map(|token| token.expose()),
+                config.keys.as_ref(),
+            ),
             config,
             store: tools.store,
             ollama: tools.ollama,

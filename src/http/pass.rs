@@ -72,9 +72,9 @@ pub(super) async fn send(
 
 /// Whose credentials a client's `Authorization` holds.
 pub(super) fn credentials(edge: &Edge) -> Credentials {
-    match edge.config.token {
-        Some(_) => Credentials::Foremans,
-        None => Credentials::Upstreams,
+    match edge.keys.are_none() {
+        false => Credentials::Foremans,
+        true => Credentials::Upstreams,
     }
 }
 

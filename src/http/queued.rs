@@ -15,6 +15,7 @@ use crate::domain::job::{Class, JobId, State};
 use crate::store::{FoundBy, JobView, Sought};
 use crate::worker::output::{Opening, Output, Refusal};
 
+use super::caller::Caller;
 use super::error::Told;
 use super::follow;
 use super::intake::{self, stopping};
@@ -114,7 +115,8 @@ struct Said {
 fn said(parts: &Parts) -> Result<Said, Told> {
     let preferences = preferences(&parts.headers);
     Ok(Said {
-        class: class(&parts.headers)?,
+        // Somebody waits for the answer.
+        class: Caller::of(&parts.extensions).class(class(&parts.headers)?, Class::Interactive),
         key: idempotency_key(&parts.headers)?,
         responds_async: preferences.is_async.then_some(preferences.wait),
     })

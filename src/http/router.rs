@@ -6,13 +6,12 @@ use std::sync::Arc;
 use hyper::body::Incoming;
 use hyper::header::{ALLOW, CONNECTION, HOST, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 use hyper::{Method, Request, Response as HttpResponse, StatusCode, Version};
-use subtle::ConstantTimeEq;
 
-use crate::config::Secret;
 use crate::domain::route::{Own, Route, allowed_methods, error_dialect, route};
 use crate::guard::Admission;
 use crate::ollama::client::empty_body;
 
+use super::caller::Caller;
 use super::error::Told;
 use super::headers::token;
 use super::places::Crowd;
@@ -48,16 +47,20 @@ pub(super) async fn handle(
     Ok(response)
 }
 
-async fn admitted(edge: &Arc<Edge>, request: Request<Incoming>) -> Response {
+async fn admitted(edge: &Arc<Edge>, mut request: Request<Incoming>) -> Response {
     let road = route(request.method().as_str(), request.uri().path());
-    if road != Route::Own(Own::Health)
-        && let Some(secret) = &edge.config.token
-        && !is_authorised(request.headers(), secret)
-    {
-        let response = unauthorised(road, request.uri().path());
-        body::linger(edge, request.into_body());
-        return response;
-    }
+    let caller = match caller(edge, request.headers()) {
+        Some(caller) => caller,
+        // It tells nothing that a connection to it would not.
+        None if road == Route::Own(Own::Health) => Caller::of(request.extensions()),
+        None => {
+            tracing::debug!(http.path = request.uri().path(), "refused: no key, or a wrong one");
+            let response = unauthorised(road, request.uri().path());
+            body::linger(edge, request.into_body());
+            return response;
+        }
+    };
+    request.extensions_mut().insert(caller);
     if request.extensions().get() == Some(&Crowd::TooMany) && !matches!(road, Route::Own(_)) {
         let response = crowded(road, request.uri().path());
         body::linger(edge, request.into_body());
@@ -70,17 +73,21 @@ async fn admitted(edge: &Arc<Edge>, request: Request<Incoming>) -> Response {
         Route::Pass(_) if request.method() == Method::CONNECT => bare(StatusCode::NOT_IMPLEMENTED),
         Route::Pass(effect) => pass::pass(edge, request, effect).await,
         Route::Jobs => jobs::answer(edge, request).await,
-        Route::Own(own) => own::answer(edge, own, request.method(), request.uri()).await,
+        Route::Own(own) => own::answer(edge, own, &request).await,
     }
 }
 
-/// Compares in constant time, so that a wrong token tells nothing about the right one.
-fn is_authorised(headers: &HeaderMap, secret: &Secret) -> bool {
-    token(headers).is_some_and(|token| bool::from(token.ct_eq(secret.expose().as_bytes())))
+/// Who sends these headers; `None` if he is not to be let in.
+fn caller(edge: &Edge, headers: &HeaderMap) -> Option<Caller> {
+    if edge.keys.are_none() {
+        return Some(Caller::anybody());
+    }
+    edge.keys.find(token(headers)?).map(Caller::with)
 }
 
 fn unauthorised(road: Route, path: &str) -> Response {
-    const TEXT: &str = "foreman asks for a bearer token (FOREMAN_TOKEN)";
+    const TEXT: &str =
+        "foreman asks for a key, as a bearer token or as x-api-key (FOREMAN_TOKEN, FOREMAN_KEYS)";
     let mut response = match road {
         Route::Jobs => Problem::new(Code::Unauthorised, TEXT).answer(),
         _ => Told::new(StatusCode::UNAUTHORIZED, TEXT).answer(error_dialect(path)),

@@ -11,6 +11,7 @@ use crate::ollama::health::Upstream;
 use crate::store::{LaneSummary, OpenJob, Overview, StoreError};
 
 use super::Edge;
+use super::caller::Caller;
 
 /// Jobs that ran by which the loads are judged.
 const JOBS_JUDGED_MAX: usize = 1_000;
@@ -18,15 +19,20 @@ const JOBS_JUDGED_MAX: usize = 1_000;
 /// Waiting jobs listed one by one; the lanes count them all.
 const JOBS_LISTED_MAX: usize = 100;
 
-/// The status document.
-pub(super) async fn status(edge: &Edge) -> Result<Value, StoreError> {
+/// The status document. Who does not see all jobs is shown his own, and of those of others no more than how many there are.
+pub(super) async fn status(edge: &Edge, caller: &Caller) -> Result<Value, StoreError> {
+    let own = caller.sees_only();
+    let sees_all = own.is_none();
     let now_ms = edge.clock.now_ms();
     let waiting_lanes = edge.store.waiting_lanes(now_ms).await?;
     let policy = edge.config.policy();
     let webhooks = edge.store.delivery_counts().await?;
     let held = edge.residency.held();
     let order = edge.worker.service_order(now_ms, &waiting_lanes, &held, &edge.inventory, &policy);
-    let overview = edge.store.overview(order.clone(), JOBS_LISTED_MAX).await?;
+    let overview = match own {
+        Some(owner) => edge.store.overview_of(owner, JOBS_LISTED_MAX).await?,
+        None => edge.store.overview(order.clone(), JOBS_LISTED_MAX).await?,
+    };
     let depth: u64 = overview.lanes.iter().map(|lane| lane.depth).sum();
     Ok(json!({
         "service": "foreman",
@@ -34,6 +40,7 @@ pub(super) async fn status(edge: &Edge) -> Result<Value, StoreError> {
         "now": rfc3339(now_ms),
         "started_at": rfc3339(edge.started_at_ms),
         "is_draining": edge.tasks.is_draining(),
+        "key": key(caller),
         "upstream": upstream(edge),
         "resident": resident(edge),
         "running": overview.live.iter().map(|job| running(edge, job, now_ms)).collect::<Vec<_>>(),
@@ -41,13 +48,13 @@ pub(super) async fn status(edge: &Edge) -> Result<Value, StoreError> {
             "depth": depth,
             "scheduled": stored(&overview, State::Queued).saturating_sub(depth),
             "lingering": edge.lingering.len(),
-            "lanes": lanes(&overview.lanes, &order, now_ms),
+            "lanes": if sees_all { lanes(&overview.lanes, &order, now_ms) } else { Vec::new() },
             "jobs": waiting(&overview.waiting, now_ms),
         },
         "disk": disk(edge),
         "since_start": edge.worker.counts().as_json(),
         "loads": loads(edge).await?,
-        "scheduler": edge.worker.explanation(),
+        "scheduler": if sees_all { edge.worker.explanation() } else { unexplained(edge) },
         "embeds": {
             "in_flight": edge.config.embed_parallel - edge.embeds.available_permits().min(edge.config.embed_parallel),
             "waiting": edge.embeds_waiting.load(Ordering::Relaxed),
@@ -60,6 +67,20 @@ pub(super) async fn status(edge: &Edge) -> Result<Value, StoreError> {
         "stored": overview.jobs_by_state.iter().map(|(state, jobs)| (state.clone(), json!(jobs)))
             .collect::<serde_json::Map<String, Value>>(),
     }))
+}
+
+/// Who asks; null where foreman is open.
+fn key(caller: &Caller) -> Value {
+    let name = Some(caller.owner()).filter(|name| !name.is_empty());
+    caller.key().map_or(Value::Null, |key| json!({ "name": name, "is_admin": key.is_admin }))
+}
+
+/// The figures of the scheduler without its decisions, each of which names somebody's model.
+fn unexplained(edge: &Edge) -> Value {
+    let mut explanation = edge.worker.explanation();
+    explanation["holding"] = Value::Null;
+    explanation["decisions"] = json!([]);
+    explanation
 }
 
 /// Jobs in a state.

@@ -167,6 +167,7 @@ async fn store(
     whom: Whom,
 ) -> Result<Option<(JobId, FoundBy)>, Told> {
     let (id, dialect, class) = (job.id, job.dialect, job.class);
+    let (client, owner) = (job.client.clone(), job.extras.owner.clone());
     let admission = edge.store.admit(job, edge.queue_limits(), edge.clock.now_ms()).await;
     let outcome = match admission {
         Ok(Admission::Admitted { seq }) => {
@@ -177,7 +178,8 @@ async fn store(
                 job.lane = %lane,
                 job.dialect = dialect.name(),
                 job.class = class.name(),
-                job.client = %whom.client,
+                job.client = %client,
+                job.owner = %owner,
                 http.connection = whom.connection,
                 "job admitted"
             );

@@ -9,6 +9,7 @@ use hyper::http::request::Parts;
 use crate::domain::job::Class;
 use crate::domain::whom::{ClientId, Whom};
 
+use super::caller::Caller;
 use super::error::Told;
 use super::headers::{Credentials, token};
 
@@ -29,10 +30,12 @@ pub(super) struct Peer {
 
 /// Who sent this request.
 ///
-/// A token that is foreman's own is the same for everybody and tells nobody apart; it is not looked at.
+/// A token that is foreman's own is not looked at: one is the same for everybody and tells nobody apart, and of a named key
+/// the name does. The programs of a key are told apart by what else tells programs apart, since each works by itself.
 pub(super) fn whom(parts: &Parts, credentials: Credentials) -> Whom {
+    let scope = Caller::of(&parts.extensions).scope();
     let token = match credentials {
-        Credentials::Foremans => None,
+        Credentials::Foremans => scope.as_deref().map(str::as_bytes),
         Credentials::Upstreams => token(&parts.headers),
     };
     let peer = parts.extensions.get::<Peer>();
@@ -45,16 +48,16 @@ pub(super) fn whom(parts: &Parts, credentials: Credentials) -> Whom {
     }
 }
 
-/// How urgent a request is: `x-foreman-priority`, or interactive, since somebody waits for the answer.
+/// How urgent a request says it is: `x-foreman-priority`, if it is there.
 ///
 /// # Errors
 /// 400 for anything but one name of a class, in any case of letters.
-pub(super) fn class(headers: &HeaderMap) -> Result<Class, Told> {
+pub(super) fn class(headers: &HeaderMap) -> Result<Option<Class>, Told> {
     let mut given = headers.get_all(PRIORITY).iter();
-    let Some(first) = given.next() else { return Ok(Class::Interactive) };
+    let Some(first) = given.next() else { return Ok(None) };
     let name = String::from_utf8_lossy(first.as_bytes()).to_ascii_lowercase();
     match (Class::from_name(&name), given.next()) {
-        (Some(class), None) => Ok(class),
+        (Some(class), None) => Ok(Some(class)),
         (None, _) | (_, Some(_)) => Err(no_priority(&name)),
     }
 }
@@ -118,9 +121,9 @@ mod tests {
     #[test]
     fn a_priority_is_one_of_three_names() {
         let read = |lines: &[(&str, &str)]| class(&parts(lines, None).headers);
-        assert_eq!(read(&[]), Ok(Class::Interactive));
+        assert_eq!(read(&[]), Ok(None));
         for (name, class) in [("batch", Class::Batch), ("NORMAL", Class::Normal)] {
-            assert_eq!(read(&[("X-Foreman-Priority", name)]), Ok(class));
+            assert_eq!(read(&[("X-Foreman-Priority", name)]), Ok(Some(class)));
         }
         let long = "x".repeat(10_000);
         for bad in ["", "urgent", "batch, batch", "1", "interactive;q=1", "batch\u{e9}", &long] {

@@ -11,6 +11,7 @@ use crate::fail_point;
 use super::error::StoreError;
 use super::lanes;
 use super::life::{Note, record};
+use super::owners::{self, Caps};
 use super::rows::{self, HeaderList};
 use super::{Durability, Store};
 
@@ -46,9 +47,11 @@ pub struct NewJob {
     pub extras: Extras,
 }
 
-/// What was said beside a request.
+/// What is known of a job beside its request.
 #[derive(Debug, Clone, Default)]
 pub struct Extras {
+    /// Whose it is: the name of a key; empty where it is nobody's.
+    pub owner: String,
     /// Whether the job outlives its caller.
     pub is_async: bool,
     /// When to run it (milliseconds since 1970); 0 is now.
@@ -116,6 +119,8 @@ pub enum QueueLimit {
     Bytes,
     /// [`QueueLimits::class_max`] of this class.
     Class(Class),
+    /// [`super::Cap::queued_max`] of its owner.
+    Owner,
 }
 
 /// The answer to an admission.
@@ -140,7 +145,7 @@ pub enum Admission {
     },
     /// The queue is full; nothing was stored.
     Full {
-        /// Jobs that wait; of the class, where its own limit was reached.
+        /// Jobs that wait; of the class or of the owner, where its own limit was reached.
         jobs: u64,
         /// What there was no more room for.
         limit: QueueLimit,
@@ -171,7 +176,8 @@ impl Store {
         limits: QueueLimits,
         at_ms: i64,
     ) -> Result<Admission, StoreError> {
-        self.write(Durability::Synced, move |tx| admit(tx, &job, limits, at_ms)).await
+        let caps = self.caps();
+        self.write(Durability::Synced, move |tx| admit(tx, &job, (limits, &caps), at_ms)).await
     }
 
     /// Admits many jobs in their order, in one transaction. The queue may fill up on the way: the rest is then `Full`.
@@ -184,8 +190,9 @@ impl Store {
         limits: QueueLimits,
         at_ms: i64,
     ) -> Result<Vec<Admission>, StoreError> {
+        let caps = self.caps();
         self.write(Durability::Synced, move |tx| {
-            jobs.iter().map(|job| admit(tx, job, limits, at_ms)).collect()
+            jobs.iter().map(|job| admit(tx, job, (limits, &caps), at_ms)).collect()
         })
         .await
     }
@@ -194,7 +201,7 @@ impl Store {
 pub(super) fn admit(
     tx: &Connection,
     job: &NewJob,
-    limits: QueueLimits,
+    limits: (QueueLimits, &Caps),
     at_ms: i64,
 ) -> Result<Admission, StoreError> {
     if let Some(found) = find_same(tx, job)? {
@@ -215,9 +222,9 @@ fn insert(tx: &Connection, job: &NewJob, at_ms: i64) -> Result<i64, StoreError> 
     let run_at_ms = if extras.run_at_ms > at_ms { extras.run_at_ms } else { 0 };
     let sql = "INSERT INTO job(id, dialect, kind, lane, model, class, client, path, is_streamed, state, request_bytes,
                                created_at_ms, queued_at_ms, ready_at_ms, not_before_ms, run_at_ms, is_async, deadline_ms,
-                               attach_key, likeness)
+                               attach_key, likeness, owner)
                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 'queued', ?10, ?11, ?11, MAX(?11, ?12), ?12, ?12, ?13, ?14,
-                       ?15, ?16)";
+                       ?15, ?16, ?17)";
     let (path, _) = job.path_and_query.split_once('?').unwrap_or((&job.path_and_query, ""));
     tx.prepare_cached(sql)?.execute(params![
         job.id.to_string(),
@@ -235,7 +242,8 @@ fn insert(tx: &Connection, job: &NewJob, at_ms: i64) -> Result<i64, StoreError> 
         extras.is_async,
         extras.deadline_ms,
         extras.attach_key,
-        extras.likeness.map(|likeness| likeness.hash)
+        extras.likeness.map(|likeness| likeness.hash),
+        extras.owner
     ])?;
     let seq = tx.last_insert_rowid();
     tx.prepare_cached(
@@ -281,12 +289,12 @@ fn find_same(tx: &Connection, job: &NewJob) -> Result<Option<Admission>, StoreEr
         }
     }
     if let Some(key) = &extras.attach_key
-        && let Some(id) = take_lost(tx, key, job.class)?
+        && let Some(id) = take_lost(tx, key, job.class, &extras.owner)?
     {
         return Ok(Some(Admission::Found { id, by: FoundBy::Return }));
     }
     match &extras.likeness {
-        Some(likeness) => find_like(tx, likeness, extras.is_async),
+        Some(likeness) => find_like(tx, likeness, extras),
         None => Ok(None),
     }
 }
@@ -310,35 +318,41 @@ fn find_by_key(
 
 /// The oldest of the jobs that this client may come back for.
 pub(super) const TAKE_LOST: &str = "UPDATE job SET is_lost = 0, class = CASE WHEN state = 'done' THEN class ELSE ?2 END
-               WHERE seq = (SELECT seq FROM job INDEXED BY job_lost WHERE is_lost = 1 AND attach_key = ?1
+               WHERE seq = (SELECT seq FROM job INDEXED BY job_lost WHERE is_lost = 1 AND attach_key = ?1 AND owner = ?3
                             AND state IN ('queued','loading','working','done') AND is_cancelling = 0
                             ORDER BY seq LIMIT 1)
                RETURNING id";
 
 /// Gives a job whose connection a daemon had lost to the client that comes back for it, once.
-fn take_lost(tx: &Connection, key: &Hash, class: Class) -> Result<Option<JobId>, StoreError> {
+fn take_lost(
+    tx: &Connection,
+    key: &Hash,
+    class: Class,
+    owner: &str,
+) -> Result<Option<JobId>, StoreError> {
     let id: Option<String> = tx
         .prepare_cached(TAKE_LOST)?
-        .query_row(params![key, class.name()], |row| row.get(0))
+        .query_row(params![key, class.name(), owner], |row| row.get(0))
         .optional()?;
     id.as_deref().map(rows::job_id).transpose()
 }
 
 /// The newest equal request that will do.
-pub(super) const LIKE: &str = "SELECT id, state FROM job INDEXED BY job_like WHERE likeness = ?1 AND is_cancelling = 0
+pub(super) const LIKE: &str = "SELECT id, state FROM job INDEXED BY job_like WHERE likeness = ?1 AND owner = ?4 AND is_cancelling = 0
                AND ((state IN ('queued','loading','working') AND is_async = ?2) OR (?3 AND state = 'done'))
                ORDER BY seq DESC LIMIT 1";
 
 fn find_like(
     tx: &Connection,
     likeness: &Likeness,
-    is_async: bool,
+    extras: &Extras,
 ) -> Result<Option<Admission>, StoreError> {
     let found: Option<(String, String)> = tx
         .prepare_cached(LIKE)?
-        .query_row(params![likeness.hash, is_async, likeness.takes_done], |row| {
-            Ok((row.get(0)?, row.get(1)?))
-        })
+        .query_row(
+            params![likeness.hash, extras.is_async, likeness.takes_done, extras.owner],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )
         .optional()?;
     let Some((id, state)) = found else { return Ok(None) };
     let by = match state == State::Done.name() {
@@ -352,7 +366,7 @@ fn find_like(
 fn limit_reached(
     tx: &Connection,
     job: &NewJob,
-    limits: QueueLimits,
+    (limits, caps): (QueueLimits, &Caps),
 ) -> Result<Option<(QueueLimit, u64)>, StoreError> {
     let (jobs, bytes): (i64, i64) = tx
         .prepare_cached("SELECT jobs, bytes FROM tally WHERE state = 'queued'")?
@@ -373,5 +387,6 @@ fn limit_reached(
             return Ok(Some((QueueLimit::Class(class), of_class)));
         }
     }
-    Ok(None)
+    let of_owner = owners::full(tx, &job.extras.owner, caps)?;
+    Ok(of_owner.map(|jobs| (QueueLimit::Owner, jobs)))
 }

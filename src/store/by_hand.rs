@@ -1,7 +1,7 @@
 //! What people and clients do to jobs, and what their deadlines do: cancel, reopen, drop. Each names the states it may
 //! start from, and is synced before it is answered: an acknowledged cancel is not forgotten by a crash.
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, ToSql, params};
 
 use crate::domain::job::{Event, JobId, State};
 use crate::fail_point;
@@ -9,6 +9,7 @@ use crate::fail_point;
 use super::admission::QueueLimits;
 use super::error::StoreError;
 use super::life::{Note, forget_request, record, sources};
+use super::owners::{self, Caps};
 use super::rows;
 use super::{Durability, Store};
 
@@ -42,6 +43,8 @@ pub enum Reopening {
     NoRequest,
     /// So many jobs wait already.
     Full(u64),
+    /// So many jobs of its owner wait already.
+    OwnerFull(u64),
     /// There is no such job.
     Unknown,
 }
@@ -77,6 +80,8 @@ pub struct Which {
     pub model: Option<String>,
     /// Admitted before (milliseconds since 1970).
     pub created_before_ms: Option<i64>,
+    /// Of this owner; `None` is of any and of nobody.
+    pub owner: Option<String>,
 }
 
 impl Store {
@@ -120,8 +125,9 @@ impl Store {
         limits: QueueLimits,
         at_ms: i64,
     ) -> Result<Reopening, StoreError> {
+        let caps = self.caps();
         self.write(Durability::Synced, move |tx| match find(tx, id)? {
-            Some((seq, state)) => reopen(tx, seq, state, limits, at_ms),
+            Some((seq, state)) => reopen(tx, seq, state, (limits, &caps), at_ms),
             None => Ok(Reopening::Unknown),
         })
         .await
@@ -145,11 +151,13 @@ impl Store {
         if seqs.is_empty() {
             return Ok(Many::default());
         }
+        let caps = self.caps();
         self.write(Durability::Synced, move |tx| {
             let mut many = Many { has_more, ..Many::default() };
+            let mut is_left = false;
             for seq in seqs {
                 let Some(state) = state_among(tx, seq, &which)? else { continue };
-                match reopen(tx, seq, state, limits, at_ms)? {
+                match reopen(tx, seq, state, (limits, &caps), at_ms)? {
                     Reopening::Reopened(file) => {
                         many.count += 1;
                         many.files.extend(file);
@@ -158,9 +166,12 @@ impl Store {
                         many.has_more = true;
                         break;
                     }
+                    // Jobs of others may follow, for which there is room.
+                    Reopening::OwnerFull(_) => is_left = true,
                     Reopening::WrongState(_) | Reopening::NoRequest | Reopening::Unknown => (),
                 }
             }
+            many.has_more |= is_left;
             Ok(many)
         })
         .await
@@ -268,7 +279,7 @@ fn reopen(
     tx: &Connection,
     seq: i64,
     from: State,
-    limits: QueueLimits,
+    (limits, caps): (QueueLimits, &Caps),
     at_ms: i64,
 ) -> Result<Reopening, StoreError> {
     let Some(to) = from.after(Event::Reopen) else { return Ok(Reopening::WrongState(from)) };
@@ -280,6 +291,9 @@ fn reopen(
         .query_row([], |row| row.get(0))?;
     if rows::count(waiting) >= limits.jobs_max {
         return Ok(Reopening::Full(rows::count(waiting)));
+    }
+    if let Some(jobs) = owners::full(tx, &owners::of_job(tx, seq)?, caps)? {
+        return Ok(Reopening::OwnerFull(jobs));
     }
     // Its client, if it had one, is gone: from here on it is for whoever reopened it. A deadline that is over has been met
     // with the end it had.
@@ -316,8 +330,10 @@ pub(super) fn drop_ended(tx: &Connection, seq: i64) -> Result<Option<String>, St
          WHERE name = 'events_dropped'",
     )?
     .execute([seq])?;
-    tx.prepare_cached("INSERT OR IGNORE INTO purged(id) SELECT id FROM job WHERE seq = ?1")?
-        .execute([seq])?;
+    tx.prepare_cached(
+        "INSERT OR IGNORE INTO purged(id, owner) SELECT id, owner FROM job WHERE seq = ?1",
+    )?
+    .execute([seq])?;
     tx.prepare_cached("DELETE FROM job WHERE seq = ?1")?.execute([seq])?;
     Ok(file.flatten())
 }
@@ -332,15 +348,19 @@ struct Found {
 fn select(tx: &Connection, which: &Which, condition: &str) -> Result<Found, StoreError> {
     let states: Vec<State> =
         which.states.iter().copied().filter(|state| state.is_final()).collect();
+    // In the text only where it is asked for, so that the index of the owner is seen to fit.
+    let of_owner = if which.owner.is_some() { " AND owner = ?4 AND owner <> ''" } else { "" };
     let sql = format!(
         "SELECT seq FROM job WHERE {} AND (?1 IS NULL OR model = ?1)
-         AND (?2 IS NULL OR created_at_ms < ?2) AND {condition} ORDER BY seq LIMIT ?3",
+         AND (?2 IS NULL OR created_at_ms < ?2) AND {condition}{of_owner} ORDER BY seq LIMIT ?3",
         rows::in_states(&states)
     );
     let mut statement = tx.prepare(&sql)?;
-    let bounds = params![which.model, which.created_before_ms, i64::from(MANY_MAX) + 1];
+    let limit = i64::from(MANY_MAX) + 1;
+    let mut bounds: Vec<&dyn ToSql> = vec![&which.model, &which.created_before_ms, &limit];
+    bounds.extend(which.owner.as_ref().map(|owner| -> &dyn ToSql { owner }));
     let mut seqs: Vec<i64> =
-        statement.query_map(bounds, |row| row.get(0))?.collect::<Result<_, _>>()?;
+        statement.query_map(bounds.as_slice(), |row| row.get(0))?.collect::<Result<_, _>>()?;
     let many_max = usize::try_from(MANY_MAX).unwrap_or(usize::MAX);
     let has_more = seqs.len() > many_max;
     seqs.truncate(many_max);

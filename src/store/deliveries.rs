@@ -4,7 +4,7 @@
 //! Each command names the state it may start from, and the try it belongs to: a try that was overtaken by somebody's hand
 //! changes nothing. What they leave behind is read by `outbox`.
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, ToSql, params};
 
 use super::by_hand::MANY_MAX;
 use super::error::StoreError;
@@ -146,17 +146,24 @@ impl Store {
         self.write(Durability::Synced, move |tx| resend(tx, event, at_ms)).await
     }
 
-    /// Has up to [`MANY_MAX`] dead deliveries sent again, the oldest first. Wake the sender afterwards.
+    /// Has up to [`MANY_MAX`] dead deliveries sent again, the oldest first; those of one owner's jobs, or all. Wake the sender afterwards.
     ///
     /// # Errors
     /// Any of the store's; nothing happened.
-    pub async fn resend_dead(&self, at_ms: i64) -> Result<ManyResent, StoreError> {
+    pub async fn resend_dead(
+        &self,
+        owner: Option<String>,
+        at_ms: i64,
+    ) -> Result<ManyResent, StoreError> {
         self.write(Durability::Synced, move |tx| {
-            let sql = "SELECT event FROM delivery INDEXED BY delivery_dead WHERE state = 'dead' ORDER BY event LIMIT ?1";
             let limit = i64::from(MANY_MAX) + 1;
+            let (sql, bounds): (&str, &[&dyn ToSql]) = match &owner {
+                Some(owner) => (DEAD_OF_OWNER, &[&limit, owner]),
+                None => (DEAD, &[&limit]),
+            };
             let dead: Vec<i64> = tx
                 .prepare_cached(sql)?
-                .query_map([limit], |row| row.get(0))?
+                .query_map(bounds, |row| row.get(0))?
                 .collect::<Result<_, _>>()?;
             let many = usize::try_from(MANY_MAX).unwrap_or(usize::MAX);
             let resent = ManyResent { count: dead.len().min(many), has_more: dead.len() > many };
@@ -168,6 +175,13 @@ impl Store {
         .await
     }
 }
+
+/// Deliveries that were given up, the oldest first.
+const DEAD: &str = "SELECT event FROM delivery INDEXED BY delivery_dead WHERE state = 'dead' ORDER BY event LIMIT ?1";
+
+const DEAD_OF_OWNER: &str =
+    "SELECT event FROM delivery INDEXED BY delivery_dead JOIN job USING (seq)
+    WHERE delivery.state = 'dead' AND owner = ?2 AND owner <> '' ORDER BY event LIMIT ?1";
 
 /// Owes a delivery for a change of state, if the job has a receiver.
 pub(super) fn owe(tx: &Connection, event: i64, seq: i64, at_ms: i64) -> Result<(), StoreError> {
@@ -184,7 +198,7 @@ pub(super) fn owe(tx: &Connection, event: i64, seq: i64, at_ms: i64) -> Result<(
 fn settle(
     tx: &Connection,
     sql: &str,
-    values: &[&dyn rusqlite::ToSql],
+    values: &[&dyn ToSql],
     at_ms: i64,
 ) -> Result<bool, StoreError> {
     let seq: Option<i64> =

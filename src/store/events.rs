@@ -25,6 +25,8 @@ pub struct Transition {
     pub event: i64,
     /// The job.
     pub id: JobId,
+    /// Whose job it is: the name of a key; empty where it is nobody's.
+    pub owner: String,
     /// The model as the client wrote it.
     pub model: String,
     /// The state before; `None` at the admission.
@@ -95,7 +97,7 @@ impl Store {
 }
 
 const SELECT: &str =
-    "SELECT event, job.id, job.model, from_state, to_state, transition.lease_epoch, at_ms, note
+    "SELECT event, job.id, job.model, from_state, to_state, transition.lease_epoch, at_ms, note, owner
     FROM transition JOIN job USING (seq)";
 
 fn after(tx: &Connection, event: i64, events_max: u32) -> Result<Vec<Transition>, StoreError> {
@@ -128,6 +130,7 @@ fn transition(row: &Row<'_>) -> Result<Transition, StoreError> {
     Ok(Transition {
         event: row.get(0)?,
         id: rows::job_id(&id)?,
+        owner: row.get(8)?,
         model: row.get(2)?,
         from: from.as_deref().map(rows::state).transpose()?,
         to: rows::state(&to)?,

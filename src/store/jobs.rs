@@ -1,6 +1,7 @@
 //! The commands that move a job through its life, as the rest of the program sees them. Their SQL is in [`super::life`].
 
 use bytes::Bytes;
+use rusqlite::Connection;
 
 use crate::domain::dialect::Dialect;
 use crate::domain::job::{Class, Counters, Event, JobId, Kind};
@@ -121,8 +122,9 @@ pub struct GiveBack {
 }
 
 impl Store {
-    /// Claims the next job of this class in a lane (clients take turns; a client's go by arrival) with a fresh lease epoch and counts the attempt; `None` if none
-    /// is ready any more. Survives kill -9, so a job that kills the daemon is counted.
+    /// Claims the next job of this class in a lane (clients take turns; a client's go by arrival) with a fresh lease epoch and
+    /// counts the attempt; `None` if none is ready any more, or all are of owners at their caps. Survives kill -9, so a job that
+    /// kills the daemon is counted.
     ///
     /// # Errors
     /// Any of the store's; then nothing was claimed.
@@ -133,7 +135,9 @@ impl Store {
         event: Event,
         at_ms: i64,
     ) -> Result<Option<Claim>, StoreError> {
-        self.write(Durability::Process, move |tx| life::claim(tx, &lane, class, event, at_ms)).await
+        let caps = self.caps();
+        let claim = move |tx: &Connection| life::claim(tx, (&lane, class), &caps, event, at_ms);
+        self.write(Durability::Process, claim).await
     }
 
     /// Claims up to `claims_max` ready jobs of this class in a lane to be worked on, in the order of their turns, in one write.
@@ -147,10 +151,11 @@ impl Store {
         at_ms: i64,
         claims_max: usize,
     ) -> Result<Vec<Claim>, StoreError> {
+        let caps = self.caps();
         self.write(Durability::Process, move |tx| {
             let mut claims = Vec::new();
             while claims.len() < claims_max {
-                match life::claim(tx, &lane, class, Event::ClaimToWork, at_ms)? {
+                match life::claim(tx, (&lane, class), &caps, Event::ClaimToWork, at_ms)? {
                     Some(claim) => claims.push(claim),
                     None => break,
                 }

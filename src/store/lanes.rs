@@ -2,13 +2,14 @@
 //! Which is served next is told by [`super::turns`]. Never reads more than a few index entries for each lane, however many
 //! jobs wait. Called by the worker, and by the other queries of this room.
 
-use rusqlite::{CachedStatement, Connection, OptionalExtension, Transaction, params};
+use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, Transaction, params};
 
 use crate::domain::job::Class;
 use crate::domain::learning::Waiting;
 use crate::domain::schedule::Lane;
 
 use super::error::StoreError;
+use super::owners::{Capped, Caps};
 use super::rows;
 use super::{Durability, Store};
 
@@ -19,9 +20,9 @@ pub struct WaitingLane {
     pub lane: String,
     /// The class.
     pub class: Class,
-    /// How many wait, those that wait for a retry included; at least one.
+    /// How many wait, those that wait for a retry included, without those of owners that have as many in flight as they may.
     pub jobs: u64,
-    /// The one that has been ready longest; `None` if all wait for a retry.
+    /// The one that has been ready longest of those that may run; `None` if all wait for a retry, or for their owners.
     pub head: Option<WaitingHead>,
 }
 
@@ -36,7 +37,7 @@ pub struct WaitingHead {
 }
 
 impl WaitingLane {
-    /// What the scheduler sees of it; `None` if none of its jobs is ready, or this version cannot read the lane.
+    /// What the scheduler sees of it; `None` if none of its jobs may run, or this version cannot read the lane.
     pub fn ready(&self) -> Option<Waiting> {
         let head = self.head.as_ref()?;
         let Some(lane) = Lane::from_text(&self.lane) else {
@@ -56,12 +57,14 @@ impl Store {
     /// # Errors
     /// Any of the store's.
     pub async fn waiting_lanes(&self, now_ms: i64) -> Result<Vec<WaitingLane>, StoreError> {
-        let seen = self.read(move |tx| look(tx, now_ms)).await?;
+        let caps = self.caps();
+        let seen = self.read(move |tx| look(tx, &caps, now_ms)).await?;
         if let Seen::Lanes(lanes) = seen {
             return Ok(lanes);
         }
+        let caps = self.caps();
         self.write(Durability::Process, move |tx| end_delays(tx, now_ms)).await?;
-        self.read(move |tx| waiting_lanes(tx, now_ms)).await
+        self.read(move |tx| waiting_lanes(tx, &caps, now_ms)).await
     }
 
     /// Makes no waiting job ready later than now: for a clock that was set back, by which nothing would be due for as long as
@@ -125,14 +128,14 @@ enum Seen {
     DelaysOver,
 }
 
-fn look(tx: &Transaction<'_>, now_ms: i64) -> Result<Seen, StoreError> {
+fn look(tx: &Transaction<'_>, caps: &Caps, now_ms: i64) -> Result<Seen, StoreError> {
     for (over, bound_ms) in DELAYS_OVER.into_iter().zip(delay_bounds(now_ms)) {
         let sql = delays_over(over);
         if tx.prepare_cached(&sql)?.exists([bound_ms])? {
             return Ok(Seen::DelaysOver);
         }
     }
-    Ok(Seen::Lanes(waiting_lanes(tx, now_ms)?))
+    Ok(Seen::Lanes(waiting_lanes(tx, caps, now_ms)?))
 }
 
 fn delay_bounds(now_ms: i64) -> [i64; 2] {
@@ -155,13 +158,24 @@ pub(super) fn end_delays(tx: &Connection, now_ms: i64) -> Result<(), StoreError>
     Ok(())
 }
 
-fn waiting_lanes(tx: &Connection, now_ms: i64) -> Result<Vec<WaitingLane>, StoreError> {
+fn waiting_lanes(
+    tx: &Connection,
+    caps: &Caps,
+    now_ms: i64,
+) -> Result<Vec<WaitingLane>, StoreError> {
+    let capped = Capped::now(tx, caps)?;
     let mut heads = Heads::prepare(tx)?;
     let mut lanes = Vec::new();
-    for count in counts(tx)? {
-        let head = match count.jobs > count.delayed {
-            true => heads.find(&count.lane, count.class)?,
-            false => None,
+    for mut count in counts(tx)? {
+        let passed_over = match &capped {
+            Some(capped) => passed_over(tx, &count, capped)?,
+            None => 0,
+        };
+        count.jobs = count.jobs.saturating_sub(passed_over);
+        let head = match &capped {
+            _ if count.jobs <= count.delayed => None,
+            Some(capped) if passed_over > 0 => head_beside(tx, &count, capped)?,
+            Some(_) | None => heads.find(&count.lane, count.class)?,
         };
         // A clock that was set back must not leave it in the future.
         let head =
@@ -169,6 +183,38 @@ fn waiting_lanes(tx: &Connection, now_ms: i64) -> Result<Vec<WaitingLane>, Store
         lanes.push(WaitingLane { lane: count.lane, class: count.class, jobs: count.jobs, head });
     }
     Ok(lanes)
+}
+
+/// Clients among which the longest ready job is looked for where some are passed over. Those come first whose turn is next;
+/// a job of one further behind is found late once they have been served.
+const CLIENTS_MAX: u32 = 64;
+
+/// How many ready jobs of a lane and a class are of some clients (a JSON list).
+pub(super) const PASSED_OVER: &str = "SELECT COALESCE(SUM(jobs), 0) FROM turn
+    WHERE lane = ?1 AND class = ?2 AND client IN (SELECT value FROM json_each(?3))";
+
+/// The longest ready one of the first jobs of the clients that are not among those.
+pub(super) const HEAD_BESIDE: &str = "SELECT job.seq, job.ready_at_ms FROM (
+        SELECT client FROM turn INDEXED BY turn_next WHERE lane = ?1 AND class = ?2
+        AND client NOT IN (SELECT value FROM json_each(?3)) ORDER BY round, since LIMIT ?4) AS next
+    JOIN job ON job.seq = (
+        SELECT seq FROM job INDEXED BY job_ready
+        WHERE state = 'queued' AND not_before_ms = 0 AND lane = ?1 AND class = ?2 AND client = next.client
+        ORDER BY seq LIMIT 1)
+    ORDER BY job.ready_at_ms, job.seq LIMIT 1";
+
+fn passed_over(tx: &Connection, count: &Count, capped: &Capped) -> Result<u64, StoreError> {
+    let bounds = [&count.lane, count.class.name(), capped.clients()];
+    Ok(rows::count(tx.prepare_cached(PASSED_OVER)?.query_row(bounds, |row| row.get(0))?))
+}
+
+fn head_beside(
+    tx: &Connection,
+    count: &Count,
+    capped: &Capped,
+) -> Result<Option<WaitingHead>, StoreError> {
+    let bounds = params![count.lane, count.class.name(), capped.clients(), CLIENTS_MAX];
+    Ok(tx.prepare_cached(HEAD_BESIDE)?.query_row(bounds, waiting_head).optional()?)
 }
 
 /// A row of `waiting`.
@@ -230,11 +276,12 @@ impl<'tx> Heads<'tx> {
         lane: &str,
         class: Class,
     ) -> Result<Option<WaitingHead>, StoreError> {
-        let head = self.statement.query_row(params![lane, class.name()], |row| {
-            Ok(WaitingHead { seq: row.get(0)?, ready_at_ms: row.get(1)? })
-        });
-        Ok(head.optional()?)
+        Ok(self.statement.query_row(params![lane, class.name()], waiting_head).optional()?)
     }
+}
+
+fn waiting_head(row: &Row<'_>) -> rusqlite::Result<WaitingHead> {
+    Ok(WaitingHead { seq: row.get(0)?, ready_at_ms: row.get(1)? })
 }
 
 fn next_ready_at(tx: &Transaction<'_>, now_ms: i64) -> Result<Option<i64>, StoreError> {

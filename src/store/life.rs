@@ -15,6 +15,7 @@ use super::deliveries;
 use super::error::StoreError;
 use super::jobs::{Claim, Ending, GaveBack, GiveBack};
 use super::lanes;
+use super::owners::{Capped, Caps};
 use super::rows::{self, HeaderList};
 use super::turns;
 
@@ -32,14 +33,15 @@ pub(super) fn sources(event: Event) -> String {
 
 pub(super) fn claim(
     tx: &Connection,
-    lane: &str,
-    class: Class,
+    (lane, class): (&str, Class),
+    caps: &Caps,
     event: Event,
     at_ms: i64,
 ) -> Result<Option<Claim>, StoreError> {
     let Some(to) = State::Queued.after(event) else { return Ok(None) };
     lanes::end_delays(tx, at_ms)?;
-    let Some(next) = turns::next(tx, lane, class)? else { return Ok(None) };
+    let capped = Capped::now(tx, caps)?;
+    let Some(next) = turns::next(tx, lane, class, capped.as_ref())? else { return Ok(None) };
     let sql = format!(
         "UPDATE job SET state = ?2, class = ?3, lease_epoch = lease_epoch + 1, attempts = attempts + 1,
                 claimed_at_ms = ?4, working_at_ms = CASE WHEN ?2 = 'working' THEN ?4 END

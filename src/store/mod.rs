@@ -21,6 +21,7 @@ mod lock;
 mod log;
 mod outbox;
 mod overview;
+mod owners;
 mod recovery;
 mod retention;
 mod rows;
@@ -32,7 +33,7 @@ mod view;
 mod writer;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use rusqlite::{Connection, OpenFlags, Transaction};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -55,6 +56,7 @@ pub use outbox::{
     DeliveryCounts, DeliveryView, ListedDeliveries, OwedTo, Telling, WhichDeliveries,
 };
 pub use overview::{LaneSummary, OpenJob, Overview};
+pub use owners::{Cap, Caps};
 pub use recovery::Recovered;
 pub use retention::{EndedBefore, Swept};
 pub use rows::HeaderList;
@@ -80,6 +82,7 @@ struct Shared {
     /// Places for those who ask on behalf of clients.
     lookers: Semaphore,
     listeners: events::Listeners,
+    caps: RwLock<Arc<Caps>>,
     path: PathBuf,
     /// Held until the last clone is gone: a second daemon on the same database is refused.
     _lock: lock::Lock,
@@ -120,6 +123,7 @@ impl Store {
             free_readers: Arc::new(Semaphore::new(READERS)),
             lookers: Semaphore::new(READERS - 1),
             listeners,
+            caps: RwLock::default(),
             path: path.to_owned(),
             _lock: lock,
         };

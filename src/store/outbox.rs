@@ -68,12 +68,14 @@ pub struct DeliveryView {
 }
 
 /// Which deliveries to list.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct WhichDeliveries {
     /// Of this job.
     pub of: Option<JobId>,
     /// In this state.
     pub state: Option<DeliveryState>,
+    /// Of jobs of this owner; `None` is of any and of nobody.
+    pub owner: Option<String>,
 }
 
 /// A page of deliveries, oldest first.
@@ -122,7 +124,7 @@ impl Store {
         after: Option<i64>,
         deliveries_max: usize,
     ) -> Result<ListedDeliveries, StoreError> {
-        self.read(move |tx| list(tx, which, after.unwrap_or(0), deliveries_max)).await
+        self.read(move |tx| list(tx, &which, after.unwrap_or(0), deliveries_max)).await
     }
 
     /// How many deliveries are to be sent, and how many were given up.
@@ -205,7 +207,7 @@ fn telling(tx: &Connection, next: Try) -> Result<Option<Telling>, StoreError> {
 
 fn list(
     tx: &Connection,
-    which: WhichDeliveries,
+    which: &WhichDeliveries,
     after: i64,
     deliveries_max: usize,
 ) -> Result<ListedDeliveries, StoreError> {
@@ -225,6 +227,10 @@ fn list(
     if let Some(state) = which.state {
         // By its name in the text, so that the index of the dead is seen to fit.
         sql.push_str(&format!(" AND delivery.state = '{}'", state.name()));
+    }
+    if let Some(owner) = &which.owner {
+        sql.push_str(&format!(" AND job.owner = ?{} AND job.owner <> ''", values.len() + 1));
+        values.push(owner);
     }
     let limit = rows::to_column(deliveries_max.saturating_add(1));
     sql.push_str(&format!(" ORDER BY delivery.event LIMIT ?{}", values.len() + 1));

@@ -1,7 +1,7 @@
 //! The overview for `foreman status`: lanes, jobs in flight, the next waiting jobs, in one read transaction. Costs a
 //! few index look-ups for each lane and each job listed, however many wait. Called by `http`.
 
-use rusqlite::{OptionalExtension, Params, Statement, Transaction};
+use rusqlite::{OptionalExtension, Params, Row, Statement, Transaction, params};
 
 use crate::domain::job::Class;
 
@@ -42,6 +42,8 @@ pub struct OpenJob {
     pub class: String,
     /// The model as the client wrote it.
     pub model: String,
+    /// Whose it is: the name of a key; empty where it is nobody's.
+    pub owner: String,
     /// Wire shape.
     pub dialect: String,
     /// The number of its last attempt; 0 before the first.
@@ -83,6 +85,28 @@ impl Store {
     ) -> Result<Overview, StoreError> {
         self.read(move |tx| overview(tx, &order, jobs_max)).await
     }
+
+    /// The same with the jobs of one owner only, as they came; lanes and counts are those of all.
+    ///
+    /// # Errors
+    /// Any of the store's.
+    pub async fn overview_of(
+        &self,
+        owner: String,
+        jobs_max: usize,
+    ) -> Result<Overview, StoreError> {
+        self.read(move |tx| {
+            let mut overview = overview(tx, &[], 0)?;
+            let mut live = tx.prepare_cached(&open_jobs_sql(LIVE, "seq"))?;
+            overview.live = open_jobs(&mut live, [LIVE_MAX])?;
+            overview.live.retain(|job| job.owner == owner && !owner.is_empty());
+            let mut waiting = tx.prepare_cached(&open_jobs_sql(WAITING_OF_OWNER, "seq"))?;
+            let bounds = params![rows::to_column(jobs_max), owner];
+            overview.waiting = open_jobs(&mut waiting, bounds)?;
+            Ok(overview)
+        })
+        .await
+    }
 }
 
 /// The oldest job of a lane that waits for a retry.
@@ -96,6 +120,13 @@ pub(super) const LIVE: &str = "job INDEXED BY job_live WHERE state IN ('loading'
 /// Jobs that wait for a retry, or for the time they are scheduled for.
 pub(super) const DELAYED: &str =
     "job INDEXED BY job_delayed WHERE state = 'queued' AND not_before_ms <> 0";
+
+/// Waiting jobs of one owner.
+pub(super) const WAITING_OF_OWNER: &str =
+    "job INDEXED BY job_waiting_of_owner WHERE state = 'queued' AND owner <> '' AND owner = ?2";
+
+/// More are not in flight at once.
+const LIVE_MAX: i64 = 1_000;
 
 fn overview(
     tx: &Transaction<'_>,
@@ -187,7 +218,7 @@ fn waiting(
 pub(super) fn open_jobs_sql(source: &str, order: &str) -> String {
     format!(
         "SELECT seq, id, state, lane, model, dialect, attempts, created_at_ms, claimed_at_ms, not_before_ms, last_error,
-                class, lease_epoch
+                class, lease_epoch, owner
          FROM {source} ORDER BY {order} LIMIT ?1"
     )
 }
@@ -196,22 +227,25 @@ fn open_jobs(
     statement: &mut Statement<'_>,
     bounds: impl Params,
 ) -> Result<Vec<OpenJob>, StoreError> {
-    let jobs = statement.query_map(bounds, |row| {
-        Ok(OpenJob {
-            seq: row.get(0)?,
-            id: row.get(1)?,
-            state: row.get(2)?,
-            lane: row.get(3)?,
-            class: row.get(11)?,
-            model: row.get(4)?,
-            dialect: row.get(5)?,
-            attempt: row.get(12)?,
-            attempts: rows::small(row.get(6)?),
-            created_at_ms: row.get(7)?,
-            claimed_at_ms: row.get(8)?,
-            not_before_ms: row.get(9)?,
-            last_error: row.get(10)?,
-        })
-    })?;
+    let jobs = statement.query_map(bounds, open_job)?;
     Ok(jobs.collect::<Result<Vec<_>, _>>()?)
+}
+
+fn open_job(row: &Row<'_>) -> rusqlite::Result<OpenJob> {
+    Ok(OpenJob {
+        seq: row.get(0)?,
+        id: row.get(1)?,
+        state: row.get(2)?,
+        lane: row.get(3)?,
+        class: row.get(11)?,
+        model: row.get(4)?,
+        owner: row.get(13)?,
+        dialect: row.get(5)?,
+        attempt: row.get(12)?,
+        attempts: rows::small(row.get(6)?),
+        created_at_ms: row.get(7)?,
+        claimed_at_ms: row.get(8)?,
+        not_before_ms: row.get(9)?,
+        last_error: row.get(10)?,
+    })
 }

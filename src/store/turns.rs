@@ -12,12 +12,20 @@ use crate::domain::job::Class;
 
 use super::error::StoreError;
 use super::lanes;
+use super::owners::Capped;
 use super::rows;
 
 /// The job to be served next in a lane and class: the oldest ready one of the client whose turn it is.
 pub(super) const NEXT: &str = "SELECT seq FROM job INDEXED BY job_ready
     WHERE state = 'queued' AND not_before_ms = 0 AND lane = ?1 AND class = ?2 AND client = (
         SELECT client FROM turn INDEXED BY turn_next WHERE lane = ?1 AND class = ?2 ORDER BY round, since LIMIT 1)
+    ORDER BY seq LIMIT 1";
+
+/// The same where the jobs of some clients are passed over (a JSON list): a step for each of those, not for each job.
+pub(super) const NEXT_BESIDE: &str = "SELECT seq FROM job INDEXED BY job_ready
+    WHERE state = 'queued' AND not_before_ms = 0 AND lane = ?1 AND class = ?2 AND client = (
+        SELECT client FROM turn INDEXED BY turn_next WHERE lane = ?1 AND class = ?2
+        AND client NOT IN (SELECT value FROM json_each(?3)) ORDER BY round, since LIMIT 1)
     ORDER BY seq LIMIT 1";
 
 /// The clients of a lane and class in the order of their turns.
@@ -39,9 +47,20 @@ pub(super) const BEFORE: &str = "SELECT COALESCE(SUM(MIN(jobs, ?4 - round + (sin
     SELECT client, round, since, jobs FROM turn
     WHERE lane = ?1 AND class = ?2 AND (round < ?4 OR (round = ?4 AND since < ?5)) AND client <> ?3 LIMIT ?6)";
 
-/// The job to be served next in a lane and class; `None` if none is ready.
-pub(super) fn next(tx: &Connection, lane: &str, class: Class) -> Result<Option<i64>, StoreError> {
-    let found = tx.prepare_cached(NEXT)?.query_row(params![lane, class.name()], |row| row.get(0));
+/// The job to be served next in a lane and class; `None` if none is ready, or all are of clients that are passed over.
+pub(super) fn next(
+    tx: &Connection,
+    lane: &str,
+    class: Class,
+    capped: Option<&Capped>,
+) -> Result<Option<i64>, StoreError> {
+    let found = match capped {
+        None => tx.prepare_cached(NEXT)?.query_row([lane, class.name()], |row| row.get(0)),
+        Some(capped) => {
+            let bounds = [lane, class.name(), capped.clients()];
+            tx.prepare_cached(NEXT_BESIDE)?.query_row(bounds, |row| row.get(0))
+        }
+    };
     Ok(found.optional()?)
 }
 

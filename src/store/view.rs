@@ -31,6 +31,8 @@ pub struct JobView {
     pub lane: String,
     /// How urgent it is.
     pub class: Class,
+    /// Whose it is: the name of a key; empty where it is nobody's.
+    pub owner: String,
     /// Whether it outlives its caller.
     pub is_async: bool,
     /// Whether its answer is a stream.
@@ -133,6 +135,8 @@ pub struct Filter {
     pub created_after_ms: Option<i64>,
     /// Admitted before.
     pub created_before_ms: Option<i64>,
+    /// Of this owner; `None` is of any and of nobody.
+    pub owner: Option<String>,
 }
 
 /// A page of jobs, newest first.
@@ -203,7 +207,7 @@ pub(super) const SELECT: &str = "SELECT job.seq, id, state, is_cancelling, path,
         is_streamed, lease_epoch, attempts, interruptions, deferrals, created_at_ms, queued_at_ms, run_at_ms, deadline_ms,
         not_before_ms, claimed_at_ms, working_at_ms, first_byte_at_ms, answered_at_ms, finished_at_ms, load_ms,
         prompt_tokens, output_tokens, last_error, error_status, metadata, webhook_url, idempotency_key, answer.status,
-        answer.headers, answer.bytes
+        answer.headers, answer.bytes, job.owner
     FROM job LEFT JOIN submission USING (seq) LEFT JOIN answer USING (seq)";
 
 fn find(tx: &Connection, id: JobId) -> Result<Option<JobView>, StoreError> {
@@ -232,6 +236,7 @@ fn view(row: &Row<'_>) -> Result<JobView, StoreError> {
         model: row.get(6)?,
         lane: row.get(7)?,
         class: rows::class(&class)?,
+        owner: row.get(36)?,
         is_async: row.get(9)?,
         is_streamed: row.get(10)?,
         attempt: row.get(11)?,
@@ -334,6 +339,10 @@ fn list(
     }
     if let Some(class) = filter.class {
         bind("class = ?", Box::new(class.name()));
+    }
+    if let Some(owner) = &filter.owner {
+        // Said twice, so that the index of those that have an owner is seen to fit.
+        bind("owner = ? AND owner <> ''", Box::new(owner.clone()));
     }
     if let Some(is_async) = filter.is_async {
         bind("is_async = ?", Box::new(is_async));

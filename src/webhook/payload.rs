@@ -57,6 +57,7 @@ mod tests {
             transition: Transition {
                 event: 7,
                 id: JobId(ulid::Ulid::nil()),
+                owner: String::new(),
                 model: "llama3".to_owned(),
                 from,
                 to,

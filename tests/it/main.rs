@@ -22,6 +22,7 @@ mod equality;
 mod failure;
 mod floods;
 mod jobs;
+mod keys;
 mod leaving;
 mod lives;
 mod on_disk;

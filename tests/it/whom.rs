@@ -403,15 +403,15 @@ async fn an_open_foreman_still_puts_its_own_token_in_the_place_of_a_client_s() {
 }
 
 /// The real binary, whose whole log is kept.
-struct Logged {
-    addr: SocketAddr,
+pub(crate) struct Logged {
+    pub(crate) addr: SocketAddr,
     child: Child,
     reading: JoinHandle<String>,
 }
 
 impl Logged {
     /// Starts it and waits until it serves.
-    async fn start(mut command: Command) -> Logged {
+    pub(crate) async fn start(mut command: Command) -> Logged {
         let mut child = command.spawn().unwrap();
         let mut stderr = child.stderr.take().unwrap();
         let mut log = Vec::new();
@@ -434,7 +434,7 @@ impl Logged {
     }
 
     /// SIGTERM; its log to the end.
-    async fn stop(mut self) -> String {
+    pub(crate) async fn stop(mut self) -> String {
         let pid = self.child.id().unwrap().to_string();
         std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap();
         tokio::time::timeout(DEADLINE, self.child.wait()).await.unwrap().unwrap();

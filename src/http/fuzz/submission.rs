@@ -4,6 +4,7 @@
 use bytes::Bytes;
 
 use crate::domain::dialect::Dialect;
+use crate::domain::job::Class;
 use crate::ollama::wire::fuzz::naive::{self, Pair, Read, Value};
 use crate::ollama::wire::peek::{Peek, Shape, peek};
 use crate::webhook::check_url;
@@ -102,7 +103,7 @@ fn is_right(submission: &Submission, pairs: &[Pair<'_>]) {
         submission.webhook.as_ref().map(|webhook| webhook.url.clone()),
         text("state_webhook_url")
     );
-    assert_eq!(submission.class.name(), text("priority").unwrap_or("normal".to_owned()));
+    assert_eq!(submission.class.map(Class::name).map(str::to_owned), text("priority"));
     assert!(submission.idempotency_key.as_deref().is_none_or(|key| check_key(key).is_ok()));
     assert!(submission.webhook.as_ref().is_none_or(|webhook| check_url(&webhook.url).is_ok()));
     assert!(submission.deadline_ms.is_none_or(|deadline| deadline > NOW_MS));

@@ -14,6 +14,7 @@ use crate::fail_point;
 use crate::ollama::client::empty_body;
 use crate::store::{Cancellation, Dropping, Many, Reopening, Which};
 
+use super::super::caller::Caller;
 use super::super::intake;
 use super::super::problem::{Code, Pointed, Problem};
 use super::super::query;
@@ -91,6 +92,10 @@ pub(super) async fn retry(
             return Err(Problem::new(Code::QueueFull, text)
                 .job(id)
                 .retry_after(intake::FULL_RETRY_S));
+        }
+        Reopening::OwnerFull(jobs) => {
+            let told = intake::key_full(jobs);
+            return Err(Problem::from(told).job(id));
         }
         Reopening::Unknown => return Err(missing(edge, id).await),
     }
@@ -213,10 +218,12 @@ async fn which(
     allowed: &[State],
 ) -> Result<Which, Problem> {
     let (parts, incoming) = request.into_parts();
+    let owner = Caller::of(&parts.extensions).sees_only();
     let by_query = query::read(parts.uri.query(), |given| Which {
         states: given.states("state").unwrap_or_default(),
         model: given.text("model"),
         created_before_ms: given.time_ms("created_before"),
+        owner: None,
     })?;
     let read = body::read(edge, &parts, incoming, BODY_MAX).await?;
     let by_body = of_body(&read.bytes)?;
@@ -232,6 +239,7 @@ async fn which(
         states: if by_body.states.is_empty() { by_query.states } else { by_body.states },
         model: by_body.model.or(by_query.model),
         created_before_ms: by_body.created_before_ms.or(by_query.created_before_ms),
+        owner,
     };
     let names = allowed.iter().map(|state| state.name()).collect::<Vec<_>>().join(", ");
     if which.states.is_empty() || which.states.iter().any(|state| !allowed.contains(state)) {
@@ -310,6 +318,7 @@ mod tests {
             states: vec![State::Failed, State::Cancelled],
             model: Some("m".to_owned()),
             created_before_ms: Some(1_000),
+            owner: None,
         };
         assert_eq!(which, Ok(wanted));
         assert_eq!(of_body(&Bytes::from_static(b" \n")), Ok(Which::default()));

@@ -10,6 +10,7 @@ use crate::clock::rfc3339;
 use crate::domain::job::JobId;
 use crate::store::{DeliveryState, DeliveryView, Resending, WhichDeliveries};
 
+use super::super::caller::Caller;
 use super::super::problem::{Code, Problem};
 use super::super::query;
 use super::super::{Edge, Response};
@@ -26,6 +27,7 @@ const COUNT_MAX: usize = 10_000;
 /// `GET /deliveries`, and `GET /jobs/{id}/deliveries`.
 pub(super) async fn list(
     edge: &Edge,
+    caller: &Caller,
     of: Option<JobId>,
     query: Option<&str>,
 ) -> Result<Response, Problem> {
@@ -38,7 +40,8 @@ pub(super) async fn list(
     if let Some(id) = of {
         require(edge, id).await?;
     }
-    let which = WhichDeliveries { of, state: state.map(|ByName(state)| state) };
+    let state = state.map(|ByName(state)| state);
+    let which = WhichDeliveries { of, state, owner: caller.sees_only() };
     let after = after.map(|after| i64::try_from(after).unwrap_or(i64::MAX));
     let deliveries_max = usize::try_from(limit).unwrap_or(usize::MAX);
     let page = edge.store.deliveries(which, after, deliveries_max).await;
@@ -98,7 +101,7 @@ pub(super) async fn resend(
     }
 }
 
-fn unknown(event: i64) -> Problem {
+pub(super) fn unknown(event: i64) -> Problem {
     let text = format!("there is no delivery {event}, or its job was dropped");
     Problem::new(Code::UnknownDelivery, text)
 }
@@ -108,10 +111,12 @@ pub(super) async fn resend_dead(
     edge: &Arc<Edge>,
     request: Request<Incoming>,
 ) -> Result<Response, Problem> {
+    let owner = Caller::of(request.extensions()).sees_only();
     without_body(edge, request).await?;
     let (mut count, now_ms) = (0, edge.clock.now_ms());
     let has_more = loop {
-        let many = edge.store.resend_dead(now_ms).await.map_err(|fault| unread(edge, &fault))?;
+        let many = edge.store.resend_dead(owner.clone(), now_ms).await;
+        let many = many.map_err(|fault| unread(edge, &fault))?;
         count += many.count;
         if !many.has_more || count >= COUNT_MAX {
             break many.has_more;

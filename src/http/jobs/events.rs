@@ -23,6 +23,7 @@ use crate::ollama::client::{BodyError, empty_body};
 use crate::store::{Sought, StoreError, Transition};
 use crate::worker::output::Output;
 
+use super::super::caller::Caller;
 use super::super::problem::{Code, Problem};
 use super::super::query;
 use super::super::{Edge, Response};
@@ -51,7 +52,7 @@ pub(super) async fn all(
         Some(event) => event,
         None => edge.store.last_event().await.map_err(|fault| unread(edge, &fault))?,
     };
-    Ok(stream(edge, live, after, None))
+    Ok(stream(edge, live, after, (None, Caller::of(request.extensions()))))
 }
 
 /// `GET /jobs/{id}/events`.
@@ -72,7 +73,8 @@ pub(super) async fn of_job(
             return Ok(response);
         }
     }
-    Ok(stream(edge, live, after.unwrap_or(0), Some(id)))
+    let caller = Caller::of(request.extensions());
+    Ok(stream(edge, live, after.unwrap_or(0), (Some(id), caller)))
 }
 
 /// By header, as an `EventSource` says it when it comes back, or by query, for its first time.
@@ -98,7 +100,7 @@ fn stream(
     edge: &Arc<Edge>,
     live: Receiver<Arc<Transition>>,
     after: i64,
-    of: Option<JobId>,
+    (of, caller): (Option<JobId>, Caller),
 ) -> Response {
     let (sender, body) = Channel::<Bytes, Infallible>::new(AHEAD_MAX);
     let mut pace = interval(PROGRESS_PAUSE);
@@ -109,6 +111,7 @@ fn stream(
         live,
         after,
         of,
+        caller,
         pace,
         quiet: 0,
         told: HashMap::new(),
@@ -144,11 +147,13 @@ struct Feed {
     after: i64,
     /// The one job it is interested in.
     of: Option<JobId>,
+    /// Who is told, and of whose jobs.
+    caller: Caller,
     pace: Interval,
     /// Ticks since its last word.
     quiet: u32,
-    /// Bytes of each running job when they were last told.
-    told: HashMap<JobId, u64>,
+    /// Bytes of each running job when they were last told; nothing of jobs that are not to be told of.
+    told: HashMap<JobId, Option<u64>>,
 }
 
 /// Why a feed ends.
@@ -213,6 +218,9 @@ impl Feed {
             return Ok(());
         }
         self.after = event.event;
+        if !self.caller.sees(&event.owner) {
+            return Ok(());
+        }
         self.say(record(event)).await?;
         // A job that is tried again by hand has ended before: only the last word of the log is its end.
         let is_over = self.of.is_some() && event.to.is_final() && !self.goes_on().await?;
@@ -225,13 +233,16 @@ impl Feed {
     }
 
     async fn tell_progress(&mut self) -> Result<(), Ended> {
+        self.require_key()?;
         self.quiet += 1;
         for (id, output) in self.edge.worker.outputs().in_flight() {
             if self.of.is_some_and(|of| of != id) {
                 continue;
             }
+            let Some(told) = self.told_of(id).await? else { continue };
             let bytes = output.bytes();
-            if bytes > 0 && self.told.insert(id, bytes) != Some(bytes) {
+            if bytes > 0 && bytes != told {
+                self.told.insert(id, Some(bytes));
                 let progress = progress(id, &output, self.edge.clock.now_ms());
                 self.say(progress).await?;
             }
@@ -242,6 +253,28 @@ impl Feed {
             self.say(": still here\n\n".to_owned()).await?;
         }
         Ok(())
+    }
+
+    /// The bytes that were told of a job; `None` if it is not to be told of.
+    async fn told_of(&mut self, id: JobId) -> Result<Option<u64>, Ended> {
+        if let Some(told) = self.told.get(&id) {
+            return Ok(*told);
+        }
+        let is_seen = match self.caller.sees_only() {
+            Some(owner) => self.edge.store.belongs(id, owner).await.map_err(Ended::Unread)?,
+            None => true,
+        };
+        let told = is_seen.then_some(0);
+        self.told.insert(id, told);
+        Ok(told)
+    }
+
+    /// Ends where the subscriber's key is no longer one, or may do something else: who has one still comes back with it.
+    fn require_key(&self) -> Result<(), Ended> {
+        match self.caller.key() {
+            Some(key) if !self.edge.keys.still_have(key) => Err(Ended::Over),
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// Ends where the one job was dropped before its end could be told: by a purge right behind it.

@@ -4,6 +4,7 @@ use hyper::Method;
 
 use crate::domain::job::JobId;
 
+use super::super::caller::Caller;
 use super::super::prefer::WAIT_MAX;
 use super::super::problem::{Code, Problem};
 use super::super::query;
@@ -40,7 +41,7 @@ pub fn route(input: &[u8]) {
         let wait = given.wait("wait");
         assert!(wait.is_none_or(|wait| wait <= WAIT_MAX));
         let after = given.parsed::<JobId>("after", "the id of a job");
-        let filter = filter(given);
+        let filter = filter(given, &Caller::anybody());
         assert!(filter.states.len() <= 8 && filter.model.as_deref() != Some(""));
         (limit, wait, after, filter)
     });

@@ -7,22 +7,30 @@ use serde_json::{Value, json};
 use crate::domain::job::JobId;
 use crate::store::{Filter, Sought};
 
+use super::super::caller::Caller;
 use super::super::problem::Problem;
 use super::super::query::{self, Parameters};
 use super::super::{Edge, Response};
 use super::object::listed;
-use super::{document, there, unread};
+use super::{document, require_own, there, unread};
 
 const LIMIT_DEFAULT: u32 = 20;
 const LIMIT_MAX: u32 = 100;
 
 /// `GET /jobs`.
-pub(super) async fn list(edge: &Edge, query: Option<&str>) -> Result<Response, Problem> {
+pub(super) async fn list(
+    edge: &Edge,
+    caller: &Caller,
+    query: Option<&str>,
+) -> Result<Response, Problem> {
     let (filter, after, limit) = query::read(query, |given| {
         let limit = given.limit("limit", LIMIT_MAX).unwrap_or(LIMIT_DEFAULT);
-        (filter(given), given.parsed::<JobId>("after", "the id of a job"), limit)
+        (filter(given, caller), given.parsed::<JobId>("after", "the id of a job"), limit)
     })?;
     if let Some(after) = after {
+        if let Some(owner) = caller.sees_only() {
+            require_own(edge, after, owner).await?;
+        }
         // A cursor that is gone must not begin again at the newest.
         let sought: Sought<_> =
             edge.store.job(after).await.map_err(|fault| unread(edge, &fault))?;
@@ -55,11 +63,12 @@ pub(super) async fn list(edge: &Edge, query: Option<&str>) -> Result<Response, P
 }
 
 /// The filters of a list.
-pub(super) fn filter(given: &mut Parameters<'_>) -> Filter {
+pub(super) fn filter(given: &mut Parameters<'_>, caller: &Caller) -> Filter {
     Filter {
         states: given.states("state").unwrap_or_default(),
         model: given.text("model"),
         class: given.class("priority"),
+        owner: caller.sees_only(),
         is_async: given.flag("is_async"),
         created_after_ms: given.time_ms("created_after"),
         created_before_ms: given.time_ms("created_before"),

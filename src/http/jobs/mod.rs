@@ -28,6 +28,7 @@ use crate::domain::job::JobId;
 use crate::ollama::client::{empty_body, full_body};
 use crate::store::{Sought, StoreError};
 
+use super::caller::Caller;
 use super::problem::{Code, Problem};
 use super::{Edge, Response, body};
 
@@ -75,10 +76,15 @@ async fn serve(
     request: Request<Incoming>,
 ) -> Result<Response, Problem> {
     let edge = &edge;
+    let caller = Caller::of(request.extensions());
+    if let Err(problem) = require_seen(edge, &caller, &target).await {
+        body::linger(edge, request.into_body());
+        return Err(problem);
+    }
     match target {
         Target::Submit => submit::submit(edge, request).await,
         Target::SubmitMany => batch::submit_many(edge, request).await,
-        Target::List => list::list(edge, request.uri().query()).await,
+        Target::List => list::list(edge, &caller, request.uri().query()).await,
         Target::Job(id) => look::job(edge, id, &request).await,
         Target::Output(id) => output::output(edge, id, &request).await,
         Target::Artifact(id, name) => {
@@ -92,10 +98,51 @@ async fn serve(
         Target::Delete(id) => act::delete(edge, id, request).await,
         Target::RetryMany => act::retry_many(edge, request).await,
         Target::PurgeMany => act::purge_many(edge, request).await,
-        Target::Deliveries(of) => deliveries::list(edge, of, request.uri().query()).await,
+        Target::Deliveries(of) => deliveries::list(edge, &caller, of, request.uri().query()).await,
         Target::Resend(event) => deliveries::resend(edge, event, request).await,
         Target::ResendDead => deliveries::resend_dead(edge, request).await,
         Target::OpenApi => Ok(text(StatusCode::OK, "application/json", OPENAPI)),
+    }
+}
+
+/// The one place where jobs of others are hidden: what is about a job or a delivery of somebody else's is answered as if there
+/// were none, before anything else of the request is looked at. What is about many asks for those of its caller.
+async fn require_seen(edge: &Edge, caller: &Caller, target: &Target) -> Result<(), Problem> {
+    let Some(owner) = caller.sees_only() else { return Ok(()) };
+    match target {
+        Target::Job(id)
+        | Target::Delete(id)
+        | Target::Output(id)
+        | Target::Request(id)
+        | Target::Artifact(id, _)
+        | Target::JobEvents(id)
+        | Target::Cancel(id)
+        | Target::Retry(id)
+        | Target::Deliveries(Some(id)) => require_own(edge, *id, owner).await,
+        Target::Resend(event) => {
+            let belongs = edge.store.delivery_belongs(*event, owner).await;
+            match belongs.map_err(|fault| unread(edge, &fault))? {
+                true => Ok(()),
+                false => Err(deliveries::unknown(*event)),
+            }
+        }
+        Target::Submit
+        | Target::SubmitMany
+        | Target::List
+        | Target::RetryMany
+        | Target::PurgeMany
+        | Target::Events
+        | Target::Deliveries(None)
+        | Target::ResendDead
+        | Target::OpenApi => Ok(()),
+    }
+}
+
+/// A job that is there, or was, and belongs to this owner.
+async fn require_own(edge: &Edge, id: JobId, owner: String) -> Result<(), Problem> {
+    match edge.store.belongs(id, owner).await.map_err(|fault| unread(edge, &fault))? {
+        true => Ok(()),
+        false => Err(unknown(id)),
     }
 }
 

@@ -49,6 +49,7 @@ fn base(job: &JobView, forecast: Option<Forecast>, now_ms: i64) -> Map<String, V
         "model": job.model,
         "load_key": job.lane,
         "priority": job.class.name(),
+        "owner": Some(&job.owner).filter(|owner| !owner.is_empty()),
         "is_async": job.is_async,
         "created_at": rfc3339(job.created_at_ms),
         "run_at": at(job.run_at_ms),

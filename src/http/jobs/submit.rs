@@ -133,6 +133,8 @@ pub(super) async fn job_of(
         fingerprint: prints.fingerprint,
     });
     let extras = Extras {
+        // Said by the asker's key.
+        owner: String::new(),
         is_async: true,
         run_at_ms: submission.run_at_ms.unwrap_or(0),
         deadline_ms: submission.deadline_ms,
@@ -149,7 +151,8 @@ pub(super) async fn job_of(
             dialect: submission.dialect,
             path_and_query: submission.path.to_owned(),
             body: submission.body,
-            class: submission.class,
+            // Nobody waits for it on a connection.
+            class: asker.caller.class(submission.class, Class::Normal),
             place,
             extras,
         },
@@ -184,7 +187,7 @@ async fn admit(edge: &Edge, job: NewJob) -> Result<Taken, Problem> {
     if let Admission::Admitted { seq } = admission {
         fail_point::reach("admit.committed");
         tracing::info!(job.id = %new.id, job.seq = seq, job.lane = %lane, job.class = class.name(),
-            job.client = %client, "job submitted");
+            job.client = %client, job.owner = %new.owner, "job submitted");
         new.seq = seq;
         edge.worker.submitted(seq);
         if new.deadline_ms.is_some() {
@@ -254,6 +257,7 @@ fn view_of(job: &NewJob, now_ms: i64) -> JobView {
         model: job.model.clone(),
         lane: job.lane.clone(),
         class: job.class,
+        owner: job.extras.owner.clone(),
         is_async: job.extras.is_async,
         is_streamed: job.is_streamed,
         attempt: 0,

@@ -45,6 +45,8 @@ pub enum Code {
     InvalidJob,
     /// The key was used with another request.
     IdempotencyMismatch,
+    /// The key has as many jobs waiting as it may.
+    KeyFull,
     /// The queue takes no more.
     QueueFull,
     /// The daemon is going down.
@@ -57,7 +59,7 @@ pub enum Code {
 
 impl Code {
     /// All codes, for tables and tests.
-    pub const ALL: [Code; 24] = [
+    pub const ALL: [Code; 25] = [
         Code::MalformedBody,
         Code::MalformedParameter,
         Code::MalformedHeader,
@@ -78,6 +80,7 @@ impl Code {
         Code::OffsetBeyondAnswer,
         Code::InvalidJob,
         Code::IdempotencyMismatch,
+        Code::KeyFull,
         Code::QueueFull,
         Code::Stopping,
         Code::StoreUnavailable,
@@ -107,6 +110,7 @@ impl Code {
             Code::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Code::OffsetBeyondAnswer => StatusCode::RANGE_NOT_SATISFIABLE,
             Code::InvalidJob | Code::IdempotencyMismatch => StatusCode::UNPROCESSABLE_ENTITY,
+            Code::KeyFull => StatusCode::TOO_MANY_REQUESTS,
             Code::QueueFull | Code::Stopping | Code::StoreUnavailable => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
@@ -150,6 +154,7 @@ impl Code {
             Code::IdempotencyMismatch => {
                 ("idempotency-mismatch", "The key was used with another request")
             }
+            Code::KeyFull => ("key-full", "The key has as many jobs waiting as it may"),
             Code::QueueFull => ("queue-full", "The queue is full"),
             Code::Stopping => ("stopping", "Foreman is stopping"),
             Code::StoreUnavailable => ("store-unavailable", "The database does not answer"),

@@ -160,6 +160,7 @@ impl From<Told> for Problem {
             StatusCode::BAD_REQUEST => Code::MalformedBody,
             StatusCode::UNAUTHORIZED => Code::Unauthorised,
             StatusCode::REQUEST_TIMEOUT => Code::SlowBody,
+            StatusCode::TOO_MANY_REQUESTS => Code::KeyFull,
             StatusCode::PAYLOAD_TOO_LARGE => Code::BodyTooLarge,
             StatusCode::INSUFFICIENT_STORAGE => Code::DiskFull,
             _ if told.retry_after_s.is_some() => Code::QueueFull,
@@ -220,6 +221,7 @@ mod tests {
             (400, None, Code::MalformedBody),
             (408, None, Code::SlowBody),
             (413, None, Code::BodyTooLarge),
+            (429, Some(10), Code::KeyFull),
             (503, Some(1), Code::QueueFull),
             (503, None, Code::StoreUnavailable),
             (507, None, Code::DiskFull),
@@ -228,7 +230,7 @@ mod tests {
             told.retry_after_s = retry;
             let problem = Problem::from(told);
             assert_eq!((problem.code, problem.code.status().as_u16()), (code, status));
-            assert_eq!(problem.retry_after_s.is_some(), status == 503);
+            assert_eq!(problem.retry_after_s.is_some(), matches!(status, 429 | 503));
         }
     }
 }

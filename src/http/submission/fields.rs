@@ -52,7 +52,7 @@ pub(super) struct Fields {
     /// `None` where it is none that foreman knows.
     pub(super) endpoint: Option<&'static Endpoint>,
     pub(super) webhook: Option<Webhook>,
-    pub(super) class: Class,
+    pub(super) class: Option<Class>,
     pub(super) run_at_ms: Option<i64>,
     pub(super) deadline_ms: Option<i64>,
     pub(super) metadata: Option<String>,
@@ -186,13 +186,14 @@ impl<'a> Found<'a> {
         }
     }
 
-    fn class(&mut self) -> Class {
-        let Some(text) = self.text(Field::Priority) else { return Class::Normal };
-        Class::from_name(&text).unwrap_or_else(|| {
+    fn class(&mut self) -> Option<Class> {
+        let text = self.text(Field::Priority)?;
+        let class = Class::from_name(&text);
+        if class.is_none() {
             let names = Class::ALL.map(Class::name).join(", ");
             self.fault(Field::Priority, format!("must be one of {names}"));
-            Class::Normal
-        })
+        }
+        class
     }
 
     fn time(&mut self, field: Field) -> Option<i64> {

@@ -45,8 +45,8 @@ pub struct Submission {
     pub model: ParsedName,
     /// Who is told of its changes of state.
     pub webhook: Option<Webhook>,
-    /// How urgent it is.
-    pub class: Class,
+    /// How urgent it says it is.
+    pub class: Option<Class>,
     /// Not before this time; it may have passed.
     pub run_at_ms: Option<i64>,
     /// Not after this time; later than the submission and than `run_at_ms`.
@@ -131,7 +131,8 @@ impl Submission {
     pub fn fields_fingerprint(&self) -> Fingerprint {
         let time = |at_ms: Option<i64>| at_ms.map(|at_ms| at_ms.to_string());
         let (run_at, deadline) = (time(self.run_at_ms), time(self.deadline_ms));
-        let class = Some(self.class.name().to_owned());
+        // Of what nothing is said, the same is meant each time; which class that is, its sender's key says.
+        let class = Some(self.class.unwrap_or(Class::Normal).name().to_owned());
         let url = self.webhook.as_ref().map(|webhook| webhook.url.clone());
         let given = [&url, &class, &run_at, &deadline, &self.metadata, &self.idempotency_key];
         // A field that is not given is no field with an empty text.

@@ -35,7 +35,7 @@ fn a_native_request_keeps_its_bytes() {
     assert_eq!((found.dialect, found.path), (Dialect::Chat, "/api/chat"));
     assert_eq!(found.body, body);
     assert_eq!(found.model.name.to_string(), "llama3:latest");
-    assert_eq!((found.class, found.run_at_ms, found.deadline_ms), (Class::Normal, None, None));
+    assert_eq!((found.class, found.run_at_ms, found.deadline_ms), (None, None, None));
     assert_eq!((found.webhook, found.metadata, found.idempotency_key), (None, None, None));
     assert!(found.request.stream);
 }
@@ -50,7 +50,7 @@ fn fields_are_cut_out_of_a_native_request() {
     ));
     let left = r#"{"model":"m","messages":[],"options":{"priority":1},"Priority":"mine"}"#;
     assert_eq!(found.body, left);
-    assert_eq!(found.class, Class::Batch);
+    assert_eq!(found.class, Some(Class::Batch));
     assert_eq!(found.webhook.map(|webhook| webhook.url).as_deref(), Some("http://h/a?b=c"));
     assert_eq!(found.run_at_ms, Some(NOW_MS + 30 * 60 * 1_000));
     assert_eq!(found.deadline_ms, Some(NOW_MS + 60 * 60 * 1_000 + 500));
@@ -71,7 +71,10 @@ fn an_envelope_carries_the_request_of_any_queued_route() {
     ] {
         let found =
             good(&format!(r#"{{"priority":"interactive","body": {inner} ,"endpoint":"{path}"}}"#));
-        assert_eq!((found.dialect, found.path, found.class), (dialect, path, Class::Interactive));
+        assert_eq!(
+            (found.dialect, found.path, found.class),
+            (dialect, path, Some(Class::Interactive))
+        );
         assert_eq!(found.body, inner);
     }
     // A null is as good as not given, and the default is a chat.

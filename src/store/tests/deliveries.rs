@@ -33,7 +33,7 @@ async fn done_job(store: &Store, receiver: &str) -> (JobId, Vec<i64>) {
 }
 
 async fn of_job(store: &Store, id: JobId) -> Vec<DeliveryView> {
-    let which = WhichDeliveries { of: Some(id), state: None };
+    let which = WhichDeliveries { of: Some(id), ..Default::default() };
     store.deliveries(which, None, 100).await.unwrap().deliveries
 }
 
@@ -121,12 +121,12 @@ async fn one_sent_again_by_hand_goes_before_the_later_ones_of_its_job() {
     assert_eq!(due(&store, 21).await, [Try { event: events[1], tries: 1 }]);
     store.give_delivery_up(Try { event: events[1], tries: 1 }, failed(500), 22).await.unwrap();
     store.give_delivery_up(first(events[2]), failed(500), 22).await.unwrap();
-    let dead = WhichDeliveries { of: None, state: Some(DeliveryState::Dead) };
-    let page = store.deliveries(dead, None, 1).await.unwrap();
+    let dead = WhichDeliveries { state: Some(DeliveryState::Dead), ..Default::default() };
+    let page = store.deliveries(dead.clone(), None, 1).await.unwrap();
     assert!(page.has_more && page.deliveries[0].event == events[1]);
     let page = store.deliveries(dead, Some(events[1]), 1).await.unwrap();
     assert!(!page.has_more && page.deliveries[0].event == events[2]);
-    let resent = store.resend_dead(30).await.unwrap();
+    let resent = store.resend_dead(None, 30).await.unwrap();
     assert_eq!(resent, ManyResent { count: 2, has_more: false });
     assert_eq!(due(&store, 30).await, [first(events[1])]);
     assert_eq!(of_job(&store, id).await[2].next_at_ms, None);

@@ -151,6 +151,7 @@ impl Life {
         });
         let url = || "http://receiver:1/x".to_owned();
         let extras = Extras {
+            owner: String::new(),
             is_async: asked.is_async,
             run_at_ms: asked.run_in_ms.map_or(0, at),
             deadline_ms: asked.deadline_in_ms.map(at),

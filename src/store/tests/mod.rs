@@ -9,6 +9,7 @@ mod learning;
 mod machine;
 mod model;
 mod opening;
+mod owners;
 mod plans;
 mod recount;
 mod waiting;
