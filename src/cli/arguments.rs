@@ -136,6 +136,19 @@ pub(super) struct Serve {
     /// The longest silence inside an answer [default: 10m]
     #[arg(long, env = "FOREMAN_IDLE_LIMIT", value_name = "DURATION")]
     idle_limit: Option<String>,
+    #[arg(
+        long,
+        env = "FOREMAN_WAITING_INTERVAL",
+        value_name = "off|DURATION",
+        help = "The silence after which a waiting stream begins with a byte that clients ignore [default: 15s]"
+    )]
+    waiting_interval: Option<String>,
+    /// What those bytes are on native streams [default: spaces]
+    #[arg(long, env = "FOREMAN_WAITING_STREAM", value_name = "spaces|chunks")]
+    waiting_stream: Option<String>,
+    /// Whether unstreamed answers that wait begin early, too [default: nothing]
+    #[arg(long, env = "FOREMAN_WAITING_UNSTREAMED", value_name = "nothing|spaces")]
+    waiting_unstreamed: Option<String>,
     /// The first delay before a retry; it doubles, up to a minute [default: 1s]
     #[arg(long, env = "FOREMAN_RETRY_DELAY", value_name = "DURATION")]
     retry_delay: Option<String>,
@@ -318,6 +331,9 @@ impl Serve {
             embed_parallel: self.embed_parallel.clone(),
             load_limit: self.load_limit.clone(),
             idle_limit: self.idle_limit.clone(),
+            waiting_interval: self.waiting_interval.clone(),
+            waiting_stream: self.waiting_stream.clone(),
+            waiting_unstreamed: self.waiting_unstreamed.clone(),
             retry_delay: self.retry_delay.clone(),
             webhook_secret: self.webhook_secret.clone(),
             webhook_retry_delay: self.webhook_retry_delay.clone(),

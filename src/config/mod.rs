@@ -13,6 +13,7 @@ use crate::ollama::url::UpstreamUrl;
 mod classes;
 mod policy;
 mod values;
+mod waiting;
 mod webhooks;
 
 use classes::max_queue;
@@ -22,6 +23,7 @@ use values::{
     attempts, bytes, count, database, duplicates, duration, floor, keep_alive, model, origins,
     positive, secret, upstream,
 };
+pub use waiting::{NativeByte, Unstreamed, Waiting};
 pub use webhooks::{SigningKey, Webhooks};
 
 /// The listening address when none is given: loopback, one above Ollama's own port.
@@ -86,6 +88,8 @@ pub struct Config {
     pub load_limit: Duration,
     /// The longest silence inside an answer.
     pub idle_limit: Duration,
+    /// What clients get to see while they wait.
+    pub waiting: Waiting,
     /// The first delay before a retry; it doubles.
     pub retry_delay: Duration,
     /// How receivers of webhooks are told.
@@ -164,6 +168,12 @@ pub struct Raw {
     pub load_limit: Option<String>,
     /// `FOREMAN_IDLE_LIMIT`
     pub idle_limit: Option<String>,
+    /// `FOREMAN_WAITING_INTERVAL`
+    pub waiting_interval: Option<String>,
+    /// `FOREMAN_WAITING_STREAM`
+    pub waiting_stream: Option<String>,
+    /// `FOREMAN_WAITING_UNSTREAMED`
+    pub waiting_unstreamed: Option<String>,
     /// `FOREMAN_RETRY_DELAY`
     pub retry_delay: Option<String>,
     /// `FOREMAN_WEBHOOK_SECRET`
@@ -263,6 +273,7 @@ fn read(raw: &Raw, faults: &mut Faults) -> Option<Config> {
     let embeds = faults.read("FOREMAN_EMBED_PARALLEL", raw.embed_parallel.as_ref(), "64", count);
     let load_limit = faults.read("FOREMAN_LOAD_LIMIT", raw.load_limit.as_ref(), "10m", positive);
     let idle_limit = faults.read("FOREMAN_IDLE_LIMIT", raw.idle_limit.as_ref(), "10m", positive);
+    let waiting = waiting::waiting(raw, faults);
     let retry = faults.read("FOREMAN_RETRY_DELAY", raw.retry_delay.as_ref(), "1s", positive);
     let webhooks = webhooks::webhooks(raw, faults);
     let grace = faults.read("FOREMAN_SHUTDOWN_GRACE", raw.shutdown_grace.as_ref(), "30s", duration);
@@ -293,6 +304,7 @@ fn read(raw: &Raw, faults: &mut Faults) -> Option<Config> {
         embed_parallel: usize::try_from(embeds?).unwrap_or(usize::MAX).min(EMBED_PARALLEL_MAX),
         load_limit: load_limit?,
         idle_limit: idle_limit?,
+        waiting: waiting?,
         retry_delay: retry?,
         webhooks: webhooks?,
         shutdown_grace: grace?,

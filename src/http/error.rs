@@ -7,6 +7,7 @@ use hyper::{Response as HttpResponse, StatusCode};
 use serde_json::{Value, json};
 
 use crate::domain::dialect::{Dialect, ErrorShape};
+use crate::ollama::calls::error_text;
 use crate::ollama::client::full_body;
 
 use super::Response;
@@ -85,21 +86,61 @@ fn shaped(dialect: Dialect, status: u16, text: &str) -> Value {
     }
 }
 
-/// An error inside a stream that has begun, as one record of `dialect`. A line break before it ends a record that was
-/// cut in the middle; after it the connection is cut without the last chunk, which every client notices.
-pub(super) fn in_stream(dialect: Dialect, text: &str, is_at_line_start: LineStart) -> Bytes {
-    let value = shaped(dialect, 500, text);
-    let line = match dialect.error_shape() {
-        ErrorShape::Native => format!("{value}\n"),
-        ErrorShape::OpenAi => format!("data: {value}\n\n"),
-        ErrorShape::Anthropic => format!("event: error\ndata: {value}\n\n"),
-    };
-    // An event ends with an empty line: one break alone would make the cut record and the error one event.
-    let end = if dialect.error_shape() == ErrorShape::Native { "\n" } else { "\n\n" };
-    match is_at_line_start {
-        LineStart::Yes => Bytes::from(line),
-        LineStart::No => Bytes::from(format!("{end}{line}")),
+/// Of what records an answer is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// Lines of JSON.
+    Lines,
+    /// Server-sent events.
+    Events,
+    /// One JSON value: no stream.
+    Value,
+}
+
+impl Form {
+    /// The form of this dialect's streams.
+    pub(super) fn of_stream(dialect: Dialect) -> Form {
+        match dialect.error_shape() {
+            ErrorShape::Native => Form::Lines,
+            ErrorShape::OpenAi | ErrorShape::Anthropic => Form::Events,
+        }
     }
+}
+
+/// An error inside an answer that has begun, as one record of `dialect`. A line break before it ends a record that was
+/// cut in the middle; after it the connection is cut without the last chunk, which every client notices.
+pub(super) fn in_band(
+    (dialect, form): (Dialect, Form),
+    text: &str,
+    is_at_line_start: LineStart,
+) -> Bytes {
+    let record = record(dialect, form, &shaped(dialect, 500, text).to_string());
+    match (is_at_line_start, form) {
+        (LineStart::Yes, _) | (_, Form::Value) => record,
+        (LineStart::No, Form::Lines) => Bytes::from([b"\n", record.as_ref()].concat()),
+        // An event ends with an empty line: one break alone would make the cut record and the error one event.
+        (LineStart::No, Form::Events) => Bytes::from([b"\n\n", record.as_ref()].concat()),
+    }
+}
+
+/// An error answer of Ollama's, inside an answer that has begun: its own bytes, unless they cannot stand in one record.
+pub(super) fn relayed_in_band((dialect, form): (Dialect, Form), body: &[u8]) -> Bytes {
+    let one_line = std::str::from_utf8(body.trim_ascii())
+        .ok()
+        .filter(|line| line.starts_with('{') && !line.contains(['\n', '\r']));
+    match one_line {
+        Some(line) => record(dialect, form, line),
+        None => in_band((dialect, form), &error_text(body), LineStart::Yes),
+    }
+}
+
+fn record(dialect: Dialect, form: Form, json: &str) -> Bytes {
+    Bytes::from(match (form, dialect.error_shape()) {
+        (Form::Value, _) => json.to_owned(),
+        (Form::Lines, _) => format!("{json}\n"),
+        (Form::Events, ErrorShape::Anthropic) => format!("event: error\ndata: {json}\n\n"),
+        (Form::Events, ErrorShape::OpenAi | ErrorShape::Native) => format!("data: {json}\n\n"),
+    })
 }
 
 /// Whether the bytes sent so far end with a line break.
@@ -121,13 +162,32 @@ mod tests {
     }
 
     #[test]
-    fn an_error_inside_a_stream_is_a_record_of_its_own() {
+    fn an_error_inside_an_answer_is_a_record_of_its_own() {
         assert_eq!(
-            in_stream(Dialect::Chat, "no", LineStart::No).as_ref(),
+            in_band((Dialect::Chat, Form::Lines), "no", LineStart::No).as_ref(),
             b"\n{\"error\":\"no\"}\n"
         );
-        let event = in_stream(Dialect::Messages, "no", LineStart::Yes);
+        let event = in_band((Dialect::Messages, Form::Events), "no", LineStart::Yes);
         assert!(event.starts_with(b"event: error\ndata: {"));
         assert!(event.ends_with(b"}\n\n"));
+        let value = in_band((Dialect::OpenAiChat, Form::Value), "no", LineStart::Yes);
+        assert!(value.starts_with(b"{\"error\":{\"message\":\"no\"") && value.ends_with(b"}"));
+    }
+
+    #[test]
+    fn an_error_answer_keeps_its_bytes_where_they_fit_into_a_record() {
+        let chat = (Dialect::Chat, Form::Lines);
+        assert_eq!(relayed_in_band(chat, b"{\"error\":\"x\"}").as_ref(), b"{\"error\":\"x\"}\n");
+        assert_eq!(
+            relayed_in_band((Dialect::OpenAiChat, Form::Events), b"{\"error\":1}\n").as_ref(),
+            b"data: {\"error\":1}\n\n"
+        );
+        for body in [&b"{\n\"error\":\"x\"}"[..], b"404 page\nnot found", b"\xff", b""] {
+            let record = relayed_in_band(chat, body);
+            let (last, line) = record.split_last().unwrap();
+            assert!(*last == b'\n' && !line.contains(&b'\n'), "{body:?}");
+            let value: Value = serde_json::from_slice(line).unwrap();
+            assert!(value["error"].is_string(), "{body:?}");
+        }
     }
 }

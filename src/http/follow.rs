@@ -6,7 +6,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
@@ -14,18 +14,22 @@ use hyper::Response as HttpResponse;
 use hyper::StatusCode;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+use sync_wrapper::SyncWrapper;
 
 use crate::domain::dialect::Dialect;
 use crate::domain::job::JobId;
 use crate::ollama::client::{Body, BodyError};
-use crate::worker::output::{End, Follower, Head, Next, Refusal, Timings};
+use crate::worker::output::{End, Follower, Head, Next, Opening, Timings};
 
 use super::Response;
-use super::error::in_stream;
+use super::error::{Form, in_band, relayed_in_band};
 use super::headers;
+use super::intake::stopping;
 use super::outflow::Outflow;
+use super::queued::stays;
 use super::records::Records;
 use super::waiter::Waiter;
+use super::waiting::{Heard, Patience};
 
 const JOB_ID: HeaderName = HeaderName::from_static("x-foreman-job-id");
 const QUEUE_MS: HeaderName = HeaderName::from_static("x-foreman-queue-ms");
@@ -41,11 +45,11 @@ pub(super) fn answer(
     let id = waiter.id;
     let follower = Follower::new(Arc::clone(&waiter.output), timings.attempt);
     let body = FollowBody {
-        dialect,
+        shape: (dialect, Form::of_stream(dialect)),
         waiter: Some(waiter),
         outflow,
         records: Records::new(&head),
-        step: Step::Reading(Box::pin(read(follower))),
+        step: Step::reading(follower),
     };
     let mut response = HttpResponse::new(body.boxed());
     *response.status_mut() = StatusCode::from_u16(head.status).unwrap_or(StatusCode::BAD_GATEWAY);
@@ -53,6 +57,29 @@ pub(super) fn answer(
     name_job(response.headers_mut(), id);
     response.headers_mut().insert(QUEUE_MS, HeaderValue::from(timings.queue_ms));
     response.headers_mut().insert(LOAD_MS, HeaderValue::from(timings.load_ms));
+    response
+}
+
+/// An answer that begins before the job does: the headers Ollama would send, and bytes to ignore until its own come.
+pub(super) async fn early_answer(
+    dialect: Dialect,
+    patience: Patience,
+    waiter: Waiter,
+    outflow: Outflow,
+) -> Response {
+    let (edge, id) = (Arc::clone(waiter.edge()), waiter.id);
+    let mut headers = patience.headers(&edge, id).await;
+    name_job(&mut headers, id);
+    let first = Heard::Nothing(patience.bytes(&edge, id).await);
+    let body = FollowBody {
+        shape: (dialect, patience.form),
+        waiter: Some(waiter),
+        outflow,
+        records: Records::none(),
+        step: Step::Waiting(Pending::new(std::future::ready(first)), Arc::new(patience)),
+    };
+    let mut response = HttpResponse::new(body.boxed());
+    *response.headers_mut() = headers;
     response
 }
 
@@ -64,18 +91,18 @@ pub(super) fn observed(
     outflow: Outflow,
 ) -> Body {
     let body = FollowBody {
-        dialect,
+        shape: (dialect, Form::of_stream(dialect)),
         waiter: None,
         outflow,
         records: Records::new(head),
-        step: Step::Reading(Box::pin(read(follower))),
+        step: Step::reading(follower),
     };
     body.boxed()
 }
 
 /// The rest of an answer that is whole: exactly so many bytes.
 pub(super) fn kept(follower: Follower, bytes: u64) -> Body {
-    KeptBody { left: bytes, reading: Box::pin(read(follower)) }.boxed()
+    KeptBody { left: bytes, reading: Pending::new(read(follower)) }.boxed()
 }
 
 /// Tells the client the id of its job.
@@ -91,7 +118,8 @@ async fn read(mut follower: Follower) -> (Follower, Next) {
 }
 
 struct FollowBody {
-    dialect: Dialect,
+    /// How an error is told.
+    shape: (Dialect, Form),
     /// The client the job is for; none for somebody who only looks.
     waiter: Option<Waiter>,
     outflow: Outflow,
@@ -99,15 +127,53 @@ struct FollowBody {
     step: Step,
 }
 
+/// What a step of a body waits for. A body must be [`Sync`], and what it waits for need not be: nobody shares it.
+struct Pending<T>(SyncWrapper<Pin<Box<dyn Future<Output = T> + Send>>>);
+
+impl<T> Pending<T> {
+    fn new(future: impl Future<Output = T> + Send + 'static) -> Pending<T> {
+        Pending(SyncWrapper::new(Box::pin(future)))
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<T> {
+        self.0.get_mut().as_mut().poll(context)
+    }
+}
+
 enum Step {
+    /// The headers are out; waits for the answer to begin.
+    Waiting(Pending<Heard>, Arc<Patience>),
     /// Waits for the next bytes.
-    Reading(Pin<Box<dyn Future<Output = (Follower, Next)> + Send + Sync>>),
+    Reading(Pending<(Follower, Next)>),
+    /// Waits for the whole of an error answer that came behind early headers.
+    Gathering(Pending<Vec<u8>>),
     /// The error record was handed to hyper; waits until it is out, or will never be.
-    Flushing(Pin<Box<dyn Future<Output = ()> + Send + Sync>>),
+    Flushing(Pending<()>),
     /// Cuts the connection.
     Cutting,
     /// Nothing more.
     Ended,
+}
+
+impl Step {
+    fn reading(follower: Follower) -> Step {
+        Step::Reading(Pending::new(read(follower)))
+    }
+
+    fn waiting(waiter: &Waiter, patience: Arc<Patience>) -> Step {
+        let (edge, output) = (Arc::clone(waiter.edge()), Arc::clone(&waiter.output));
+        let hearing = Arc::clone(&patience).hear(edge, waiter.id, output);
+        Step::Waiting(Pending::new(hearing), patience)
+    }
+}
+
+/// The bytes of an error answer; Ollama's are a sentence, and no more than a MiB is kept of any.
+async fn gather(mut follower: Follower) -> Vec<u8> {
+    let mut body = Vec::new();
+    while let Next::Bytes(bytes) = follower.next().await {
+        body.extend_from_slice(&bytes);
+    }
+    body
 }
 
 impl FollowBody {
@@ -117,11 +183,37 @@ impl FollowBody {
         }
     }
 
+    /// What a client that waits is sent; the next step follows from it.
+    fn hear(&mut self, heard: Heard, patience: Arc<Patience>) -> Option<Bytes> {
+        let waiter = self.waiter.as_ref()?;
+        match heard {
+            Heard::Nothing(bytes) => {
+                self.step = Step::waiting(waiter, patience);
+                Some(bytes)
+            }
+            Heard::Opening(Opening::Answer(head, timings)) => {
+                let follower = Follower::new(Arc::clone(&waiter.output), timings.attempt);
+                if (200..300).contains(&head.status) {
+                    self.records = Records::new(&head);
+                    self.step = Step::reading(follower);
+                } else {
+                    self.step = Step::Gathering(Pending::new(gather(follower)));
+                }
+                None
+            }
+            Heard::Opening(Opening::Refused(refusal)) => Some(self.last_words(&refusal.text)),
+            Heard::Stopping => {
+                let told = stopping(&stays(waiter.id));
+                Some(self.last_words(&told.text))
+            }
+        }
+    }
+
     /// What a step of reading gives to send; the next step follows from it.
     fn take(&mut self, follower: Follower, next: Next) -> Option<Bytes> {
         match next {
             Next::Bytes(bytes) => {
-                self.step = Step::Reading(Box::pin(read(follower)));
+                self.step = Step::reading(follower);
                 self.records.take(bytes)
             }
             Next::End(End::Whole) => {
@@ -129,18 +221,53 @@ impl FollowBody {
                 self.step = Step::Ended;
                 self.records.rest()
             }
-            Next::End(End::Broken(refusal)) => self.break_off(&refusal),
+            // Ollama's own error record, which may have come without its line end.
+            Next::End(End::Broken(refusal)) if refusal.is_told => {
+                self.break_off();
+                self.records.rest()
+            }
+            Next::End(End::Broken(refusal)) => Some(self.last_words(&refusal.text)),
         }
     }
 
-    /// The last record of a broken answer, where there is one to send.
-    fn break_off(&mut self, refusal: &Refusal) -> Option<Bytes> {
+    /// The last record of a broken answer.
+    fn last_words(&mut self, text: &str) -> Bytes {
+        self.break_off();
+        in_band(self.shape, text, self.records.line_start)
+    }
+
+    fn break_off(&mut self) {
         self.let_go();
-        self.step = Step::Flushing(Box::pin(self.outflow.clone().flushed()));
-        match refusal.is_told {
-            // Ollama's own error record, which may have come without its line end.
-            true => self.records.rest(),
-            false => Some(in_stream(self.dialect, &refusal.text, self.records.line_start)),
+        self.step = Step::Flushing(Pending::new(self.outflow.clone().flushed()));
+    }
+
+    /// One step; `Ready(None)` where it gave nothing to send.
+    fn step(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
+        match &mut self.step {
+            Step::Waiting(hearing, patience) => {
+                let heard = ready!(hearing.poll(context));
+                let patience = Arc::clone(patience);
+                Poll::Ready(self.hear(heard, patience).map(Ok))
+            }
+            Step::Reading(reading) => {
+                let (follower, next) = ready!(reading.poll(context));
+                Poll::Ready(self.take(follower, next).map(Ok))
+            }
+            Step::Gathering(gathering) => {
+                let body = ready!(gathering.poll(context));
+                self.break_off();
+                Poll::Ready(Some(Ok(relayed_in_band(self.shape, &body))))
+            }
+            Step::Flushing(flushed) => {
+                ready!(flushed.poll(context));
+                self.step = Step::Cutting;
+                Poll::Ready(None)
+            }
+            Step::Cutting => {
+                self.step = Step::Ended;
+                Poll::Ready(Some(Err("the answer broke off".into())))
+            }
+            Step::Ended => Poll::Ready(None),
         }
     }
 }
@@ -154,26 +281,11 @@ impl HttpBody for FollowBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         loop {
-            match &mut self.step {
-                Step::Reading(reading) => {
-                    let Poll::Ready((follower, next)) = reading.as_mut().poll(context) else {
-                        return Poll::Pending;
-                    };
-                    if let Some(bytes) = self.take(follower, next) {
-                        return Poll::Ready(Some(Ok(Frame::data(bytes))));
-                    }
-                }
-                Step::Flushing(flushed) => {
-                    if flushed.as_mut().poll(context).is_pending() {
-                        return Poll::Pending;
-                    }
-                    self.step = Step::Cutting;
-                }
-                Step::Cutting => {
-                    self.step = Step::Ended;
-                    return Poll::Ready(Some(Err("the answer broke off".into())));
-                }
-                Step::Ended => return Poll::Ready(None),
+            if matches!(self.step, Step::Ended) {
+                return Poll::Ready(None);
+            }
+            if let Some(piece) = ready!(self.step(context)) {
+                return Poll::Ready(Some(piece.map(Frame::data)));
             }
         }
     }
@@ -182,7 +294,7 @@ impl HttpBody for FollowBody {
 /// A kept answer on its way out, of a known length.
 struct KeptBody {
     left: u64,
-    reading: Pin<Box<dyn Future<Output = (Follower, Next)> + Send + Sync>>,
+    reading: Pending<(Follower, Next)>,
 }
 
 impl HttpBody for KeptBody {
@@ -196,13 +308,13 @@ impl HttpBody for KeptBody {
         if self.left == 0 {
             return Poll::Ready(None);
         }
-        let Poll::Ready((follower, next)) = self.reading.as_mut().poll(context) else {
+        let Poll::Ready((follower, next)) = self.reading.poll(context) else {
             return Poll::Pending;
         };
         match next {
             Next::Bytes(bytes) => {
                 self.left = self.left.saturating_sub(u64::try_from(bytes.len()).unwrap_or(0));
-                self.reading = Box::pin(read(follower));
+                self.reading = Pending::new(read(follower));
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
             // Its file is gone or cannot be read: the connection is cut short of its length.

@@ -9,9 +9,11 @@ mod body;
 mod embed;
 mod error;
 mod follow;
+mod forecast;
 mod headers;
 mod intake;
 mod jobs;
+mod lingering;
 mod outflow;
 mod own;
 mod pass;
@@ -23,10 +25,13 @@ mod queued;
 mod reach;
 mod records;
 mod router;
+mod stainless;
 mod status;
 pub mod submission;
+mod take_in;
 mod trace;
 mod waiter;
+mod waiting;
 mod whom;
 
 use std::hash::RandomState;
@@ -90,6 +95,8 @@ pub struct Edge {
     status_places: Semaphore,
     /// Large answers being folded: each takes a thread, and up to its size in memory.
     fold_places: Semaphore,
+    /// Jobs whose clients have just closed and may be back.
+    lingering: lingering::Lingering,
     /// Memory for request bodies that are being read.
     body_budget: Arc<Semaphore>,
 }
@@ -112,6 +119,7 @@ impl Edge {
             embeds_waiting: AtomicU64::new(0),
             status_places: Semaphore::new(own::STATUS_AT_ONCE),
             fold_places: Semaphore::new(jobs::FOLDS_AT_ONCE),
+            lingering: lingering::Lingering::default(),
             body_budget: Arc::new(body::budget(config.body_max)),
             config,
             store: tools.store,

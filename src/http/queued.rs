@@ -11,29 +11,23 @@ use hyper::http::request::Parts;
 use hyper::{Request, StatusCode};
 
 use crate::domain::dialect::Dialect;
-use crate::domain::job::{Class, JobId, Kind, State};
-use crate::domain::schedule::Lane;
-use crate::domain::whom::Whom;
-use crate::fail_point;
-use crate::ollama::wire::chain::chain;
-use crate::store::{Admission, Cancellation, Extras, FoundBy, JobView, NewJob, Sought};
-use crate::worker::Arrival;
+use crate::domain::job::{Class, JobId, State};
+use crate::store::{FoundBy, JobView, Sought};
 use crate::worker::output::{Opening, Output, Refusal};
 
-use super::body::ReadBody;
 use super::error::Told;
 use super::follow;
-use super::intake::{self, Asked, Asker, marks, new_job, stopping};
+use super::intake::{self, stopping};
 use super::outflow::Outflow;
-use super::placement::{Known, Place, Placement, place};
+use super::placement::{Known, Placement, place};
 use super::prefer::{idempotency_key, preferences};
 use super::reach::{Reached, reach};
-use super::waiter::{Leaves, Waiter};
+use super::stainless::stainless;
+use super::take_in::{Asking, Taken, take_in};
+use super::waiter::Waiter;
+use super::waiting::Patience;
 use super::whom::class;
 use super::{Edge, Response, body, jobs, pass};
-
-/// How often a request is admitted anew because the job it was found equal to was cancelled in that moment.
-const JOINS_MAX: usize = 3;
 
 const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 const ATTACHED: HeaderName = HeaderName::from_static("x-foreman-attached");
@@ -78,11 +72,13 @@ async fn serve(
         Placement::Queue(_) if !edge.store.has_room() => Err(intake::no_room()),
         Placement::Queue(place) => {
             let outflow = parts.extensions.get::<Outflow>().cloned().unwrap_or_default();
-            let asking = Asking { dialect, class: said.class, key: said.key, place };
+            let stainless = stainless(&parts.headers);
+            let patience = Patience::of(edge, dialect, &place, stainless);
+            let asking = Asking { dialect, class: said.class, key: said.key, stainless, place };
             match take_in(edge, &parts, read, asking).await? {
-                Taken::New(waiter) => wait(edge, dialect, waiter, outflow).await,
+                Taken::New(waiter) => wait(edge, dialect, waiter, (patience, outflow)).await,
                 Taken::Joined(waiter, by) => {
-                    let mut response = wait(edge, dialect, waiter, outflow).await?;
+                    let mut response = wait(edge, dialect, waiter, (patience, outflow)).await?;
                     tell_how(response.headers_mut(), by);
                     Ok(response)
                 }
@@ -113,176 +109,6 @@ fn said(parts: &Parts) -> Result<Said, Told> {
     })
 }
 
-/// A request with its place.
-struct Asking {
-    dialect: Dialect,
-    class: Class,
-    key: Option<String>,
-    place: Place,
-}
-
-/// What became of a request.
-enum Taken {
-    /// A job of its own.
-    New(Waiter),
-    /// It waits for the answer of a job that was there.
-    Joined(Waiter, FoundBy),
-    /// The job that was there has ended without an answer.
-    Over(Box<JobView>, FoundBy),
-}
-
-/// Stores the job, or joins the one that is there. When this returns, the job is on disk.
-async fn take_in(
-    edge: &Arc<Edge>,
-    parts: &Parts,
-    read: ReadBody,
-    asking: Asking,
-) -> Result<Taken, Told> {
-    let asker = Asker::of(edge, parts);
-    let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
-    let request = (asking.dialect, path, &read.bytes);
-    let mut marks = marks(edge, &asker, request, (&asking.place.model, asking.key.clone())).await;
-    // A client's own load or unload is done each time it is asked for.
-    marks.likeness = marks.likeness.filter(|_| asking.place.kind == Kind::Run);
-    for _ in 0..JOINS_MAX {
-        let extras = Extras {
-            // Who sends a key will be back for the answer.
-            is_async: marks.idempotency.is_some(),
-            idempotency: marks.idempotency.clone(),
-            attach_key: marks.attach_key,
-            likeness: marks.likeness,
-            ..Extras::default()
-        };
-        let asked = Asked {
-            dialect: asking.dialect,
-            path_and_query: path.to_owned(),
-            body: read.bytes.clone(),
-            class: asking.class,
-            place: asking.place.clone(),
-            extras,
-        };
-        match admit(edge, &asker, asked).await? {
-            Intake::New(waiter) => return Ok(Taken::New(waiter)),
-            Intake::Found(id, by) => {
-                if let Some(taken) = join(edge, id, by).await? {
-                    tracing::info!(job.id = %id, by = ?by, http.connection = asker.whom.connection, "joined a job");
-                    return Ok(taken);
-                }
-            }
-        }
-    }
-    let text =
-        "the job of an equal request was cancelled again and again; nothing was stored, try again";
-    Err(Told::new(StatusCode::SERVICE_UNAVAILABLE, text).retry_after(1))
-}
-
-enum Intake {
-    New(Waiter),
-    Found(JobId, FoundBy),
-}
-
-async fn admit(edge: &Arc<Edge>, asker: &Asker, asked: Asked) -> Result<Intake, Told> {
-    let (lane, is_async) = (asked.place.lane.clone(), asked.extras.is_async);
-    let job = new_job(edge, asker, asked);
-    // The waiter exists before the job does, so that a client that leaves during the commit is noticed.
-    let leaves = if is_async { Leaves::Going } else { Leaves::Cancelled };
-    let mut waiter = Waiter::new(edge, job.id, leaves);
-    let storing = store(Arc::clone(edge), job, lane, asker.whom);
-    let stored = match leaves {
-        // Whose client leaves is cancelled, by a write behind this one.
-        Leaves::Cancelled => storing.await,
-        Leaves::Going => {
-            let died =
-                || Err(Told::new(StatusCode::SERVICE_UNAVAILABLE, "the request died; try again"));
-            edge.to_the_end(storing).await.unwrap_or_else(died)
-        }
-    };
-    match stored {
-        Ok(None) => Ok(Intake::New(waiter)),
-        Ok(Some((id, by))) => {
-            waiter.let_go();
-            Ok(Intake::Found(id, by))
-        }
-        Err(told) => {
-            waiter.let_go();
-            Err(told)
-        }
-    }
-}
-
-/// Stores a job and tells the worker of it; or the one that is there already, and the output is forgotten that waited for
-/// this one.
-async fn store(
-    edge: Arc<Edge>,
-    job: NewJob,
-    lane: Lane,
-    whom: Whom,
-) -> Result<Option<(JobId, FoundBy)>, Told> {
-    let (id, dialect, class, body) = (job.id, job.dialect, job.class, job.body.clone());
-    let admission = edge.store.admit(job, edge.queue_limits(), edge.clock.now_ms()).await;
-    let outcome = match admission {
-        Ok(Admission::Admitted { seq }) => {
-            fail_point::reach("admit.committed");
-            tracing::info!(
-                job.id = %id,
-                job.seq = seq,
-                job.lane = %lane,
-                job.dialect = dialect.name(),
-                job.class = class.name(),
-                job.client = %whom.client,
-                http.connection = whom.connection,
-                "job admitted"
-            );
-            let chain = chain(dialect, &body, &edge.chain_keys);
-            let arrival = Arrival { id, seq, lane: &lane, whom, chain: &chain };
-            edge.worker.arrived(&arrival, edge.clock.now_ms());
-            return Ok(None);
-        }
-        Ok(Admission::Found { id, by }) => Ok(Some((id, by))),
-        Ok(Admission::KeyTaken { id }) => Err(intake::key_taken(id)),
-        Ok(Admission::Full { jobs, limit }) => Err(intake::queue_full(jobs, limit)),
-        Err(fault) => Err(intake::not_stored(&edge, &fault)),
-    };
-    edge.worker.outputs().forget(id);
-    outcome
-}
-
-/// Joins a job that is there. `None` if it was cancelled in this moment: then it is not found again.
-async fn join(edge: &Arc<Edge>, id: JobId, by: FoundBy) -> Result<Option<Taken>, Told> {
-    let is_by_key = by == FoundBy::Key;
-    match reach(edge, id).await.map_err(|fault| intake::not_stored(edge, &fault))? {
-        // A key leads to its job whatever becomes of that.
-        Sought::There(Reached::Open(output, _)) if is_by_key => {
-            let waiter = Waiter::of(edge, id, output, Leaves::Going);
-            Ok(Some(Taken::Joined(waiter, by)))
-        }
-        Sought::There(Reached::Open(output, _)) => {
-            match Waiter::join(edge, id, Arc::clone(&output)) {
-                Some(waiter) => Ok(Some(Taken::Joined(waiter, by))),
-                None => end_abandoned(edge, id, &output).await.map(|()| None),
-            }
-        }
-        Sought::There(Reached::Kept(output, _)) => {
-            Ok(Some(Taken::Joined(Waiter::of_kept(edge, id, output), by)))
-        }
-        Sought::There(Reached::Ended(job)) if job.state == State::Cancelled && !is_by_key => {
-            Ok(None)
-        }
-        Sought::There(Reached::Ended(job)) => Ok(Some(Taken::Over(job, by))),
-        Sought::Purged | Sought::Unknown => Ok(None),
-    }
-}
-
-/// Writes that a job is cancelled which its last client has just left, ahead of whoever else is about to.
-async fn end_abandoned(edge: &Edge, id: JobId, output: &Arc<Output>) -> Result<(), Told> {
-    let cancelled = edge.store.cancel(id, "the client left", edge.clock.now_ms()).await;
-    match cancelled.map_err(|fault| intake::not_stored(edge, &fault))? {
-        Cancellation::Cancelled => edge.worker.cancelled_waiting(id, output),
-        Cancellation::Cancelling | Cancellation::Ended(_) | Cancellation::Unknown => (),
-    }
-    Ok(())
-}
-
 /// The answer of a job that has ended, as its route would have given it; `None` while it is open.
 pub(super) async fn ended_answer(
     edge: &Arc<Edge>,
@@ -292,7 +118,7 @@ pub(super) async fn ended_answer(
 ) -> Option<Response> {
     match reach(edge, id).await.ok()? {
         Sought::There(Reached::Kept(output, _)) => {
-            wait(edge, dialect, Waiter::of_kept(edge, id, output), outflow).await.ok()
+            wait(edge, dialect, Waiter::of_kept(edge, id, output), (None, outflow)).await.ok()
         }
         Sought::There(Reached::Ended(job)) => Some(over(dialect, &job)),
         Sought::There(Reached::Open(..)) | Sought::Purged | Sought::Unknown => None,
@@ -326,20 +152,23 @@ pub(super) fn tell_how(headers: &mut HeaderMap, by: FoundBy) {
     headers.insert(name, HeaderValue::from_static(value));
 }
 
-/// Waits until the answer begins, and passes it on.
+/// Waits until the answer begins, and passes it on; or begins it early, where the client's patience asks for it.
 async fn wait(
     edge: &Arc<Edge>,
     dialect: Dialect,
     mut waiter: Waiter,
-    outflow: Outflow,
+    (patience, outflow): (Option<Patience>, Outflow),
 ) -> Result<Response, Told> {
     let output = Arc::clone(&waiter.output);
     let opening = tokio::select! {
+        biased;
         opening = output.opening() => opening,
         () = stopped_while_waiting(edge, &output) => {
             waiter.let_go();
-            let id = waiter.id;
-            return Err(stopping(&format!("job {id} stays queued and runs after the restart")));
+            return Err(stopping(&stays(waiter.id)));
+        }
+        patience = silence(patience) => {
+            return Ok(follow::early_answer(dialect, patience, waiter, outflow).await);
         }
     };
     match opening {
@@ -353,6 +182,22 @@ async fn wait(
             Ok(response)
         }
     }
+}
+
+/// Returns when the client has heard nothing for as long as it should; never without a limit.
+async fn silence(patience: Option<Patience>) -> Patience {
+    match patience {
+        Some(patience) => {
+            patience.silence().await;
+            patience
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// What becomes of a job while the daemon stops.
+pub(super) fn stays(id: JobId) -> String {
+    format!("job {id} stays queued and runs after the restart")
 }
 
 /// Returns when the daemon stops and the job is not in flight: then its client is sent away and the job stays.

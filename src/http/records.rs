@@ -35,6 +35,11 @@ impl Records {
         Records { end, held: BytesMut::new(), line_start: LineStart::Yes }
     }
 
+    /// No records: nothing is known of the answer yet.
+    pub(super) fn none() -> Records {
+        Records { end: b"", held: BytesMut::new(), line_start: LineStart::Yes }
+    }
+
     /// Takes the next bytes; what can be handed on now, if anything.
     pub(super) fn take(&mut self, bytes: Bytes) -> Option<Bytes> {
         if self.end.is_empty() || (self.held.is_empty() && bytes.ends_with(self.end)) {

@@ -40,6 +40,7 @@ pub(super) async fn status(edge: &Edge) -> Result<Value, StoreError> {
         "queue": {
             "depth": depth,
             "scheduled": stored(&overview, State::Queued).saturating_sub(depth),
+            "lingering": edge.lingering.len(),
             "lanes": lanes(&overview.lanes, &order, now_ms),
             "jobs": waiting(&overview.waiting, &order, now_ms),
         },

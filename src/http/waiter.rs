@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use crate::domain::job::JobId;
 use crate::fail_point;
-use crate::store::{Cancellation, StoreError};
+use crate::store::{Cancellation, Hash, StoreError};
 use crate::worker::output::Output;
 
 use super::Edge;
+use super::lingering::linger;
 
 /// A client that waits for a job.
 pub(super) struct Waiter {
@@ -29,6 +30,8 @@ pub(super) enum Leaves {
     Cancelled,
     /// It goes on.
     Going,
+    /// It is cancelled, unless the client sends the same request again within a moment.
+    Lingering(Hash),
 }
 
 impl Waiter {
@@ -44,8 +47,12 @@ impl Waiter {
     }
 
     /// A client that joins others who wait for an open job; `None` if the last of them has just left.
-    pub(super) fn join(edge: &Arc<Edge>, id: JobId, output: Arc<Output>) -> Option<Waiter> {
-        let leaves = Leaves::Cancelled;
+    pub(super) fn join(
+        edge: &Arc<Edge>,
+        id: JobId,
+        output: Arc<Output>,
+        leaves: Leaves,
+    ) -> Option<Waiter> {
         output.join().then(|| Waiter {
             edge: Arc::clone(edge),
             id,
@@ -60,6 +67,28 @@ impl Waiter {
         let mut waiter = Waiter::of(edge, id, output, Leaves::Going);
         waiter.let_go();
         waiter
+    }
+
+    /// A client that is back, in the place of the one that left.
+    pub(super) fn back(mut self, request: Hash) -> Waiter {
+        self.leaves = Leaves::Lingering(request);
+        self
+    }
+
+    /// Who waits in the place of a client that has closed and may be back; the count of those who wait goes over to it.
+    fn stand_in(&self) -> Waiter {
+        Waiter {
+            edge: Arc::clone(&self.edge),
+            id: self.id,
+            output: Arc::clone(&self.output),
+            is_waiting: true,
+            leaves: Leaves::Cancelled,
+        }
+    }
+
+    /// The daemon it is a client of.
+    pub(super) fn edge(&self) -> &Arc<Edge> {
+        &self.edge
     }
 
     /// From here on the client's leaving means nothing: it has its answer, or the job goes on without it.
@@ -78,6 +107,14 @@ impl Drop for Waiter {
         let goes_on = self.leaves == Leaves::Going;
         if !self.is_waiting || is_over || is_cut_by_us || goes_on {
             self.output.unfollow();
+            return;
+        }
+        // No client tries again once it has seen a part of its answer.
+        if let Leaves::Lingering(request) = self.leaves
+            && !self.output.is_shown()
+            && !tasks.is_draining()
+        {
+            linger(&self.edge, request, self.stand_in());
             return;
         }
         if !self.output.leave() {

@@ -31,5 +31,6 @@ mod schedule;
 mod status;
 mod stopping;
 mod trace;
+mod waiting;
 mod webhooks;
 mod whom;

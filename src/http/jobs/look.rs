@@ -8,10 +8,10 @@ use hyper::{Request, StatusCode};
 use serde_json::Value;
 use tokio::sync::broadcast::error::RecvError;
 
-use crate::domain::job::{JobId, State};
-use crate::store::{JobView, Sought};
-use crate::worker::Forecast;
+use crate::domain::job::JobId;
+use crate::store::Sought;
 
+use super::super::forecast::forecast;
 use super::super::prefer::preferences;
 use super::super::problem::Problem;
 use super::super::query;
@@ -70,25 +70,10 @@ fn tag(object: &Value) -> String {
 pub(super) async fn object(edge: &Edge, id: JobId) -> Result<Value, Problem> {
     let sought = edge.store.job(id).await.map_err(|fault| unread(edge, &fault))?;
     let (job, attempts) = there(id, sought)?;
-    let forecast = forecast(edge, &job).await;
+    let forecast = forecast(edge, &job, AHEAD_MAX).await;
     let (result, artifacts) = super::output::completion_of(edge, &job).await?;
     let details = Details { attempts, forecast, result, artifacts };
     Ok(whole(&job, &details, edge.clock.now_ms()))
-}
-
-/// The place of a waiting job and a guess at its begin; nothing where it cannot be told.
-async fn forecast(edge: &Edge, job: &JobView) -> Option<Forecast> {
-    if job.state != State::Queued || job.not_before_ms.is_some() {
-        return None;
-    }
-    let ahead = edge.store.ahead_in_lane(job.seq, AHEAD_MAX).await.ok()??;
-    let now_ms = edge.clock.now_ms();
-    // The worker asks the same, on the same readers: a crowd of lookers must not stand before it.
-    let place = edge.status_places.acquire().await.ok()?;
-    let waiting = edge.store.waiting_lanes(now_ms).await.ok()?;
-    drop(place);
-    let (held, policy) = (edge.residency.held(), edge.config.policy());
-    edge.worker.forecast(now_ms, &waiting, &held, (&edge.inventory, &policy), (&job.lane, ahead))
 }
 
 /// Returns when the job has ended, is not there, after that time, or when the daemon stops.

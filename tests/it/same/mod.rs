@@ -31,7 +31,7 @@ const DUPLICATE: &str = "x-foreman-duplicate";
 const JOB: &str = "x-foreman-job-id";
 
 /// The queued native routes, as a client asks them for a stream or for one value.
-const ROUTES: [&str; 6] = [
+pub(crate) const ROUTES: [&str; 6] = [
     "/api/chat",
     "/api/generate",
     "/v1/chat/completions",
@@ -41,7 +41,7 @@ const ROUTES: [&str; 6] = [
 ];
 
 /// A request of a route that is to be told from others by its text.
-fn body_of(route: &str, model: &str, text: &str, is_streamed: bool) -> Value {
+pub(crate) fn body_of(route: &str, model: &str, text: &str, is_streamed: bool) -> Value {
     let messages = json!([{ "role": "user", "content": text }]);
     match route {
         "/api/chat" | "/v1/chat/completions" => {
@@ -73,12 +73,12 @@ fn error_of(route: &str, answer: &Answer) -> String {
 }
 
 /// A stub that gives equal requests equal bytes.
-fn even(models: &[&str]) -> StubConfig {
+pub(crate) fn even(models: &[&str]) -> StubConfig {
     StubConfig { fixed_time: true, wait_max: DEADLINE, ..stub_config(models) }
 }
 
 /// A POST with headers.
-fn with(
+pub(crate) fn with(
     addr: SocketAddr,
     path: &str,
     body: impl Into<Bytes>,
@@ -113,7 +113,7 @@ async fn asked(
 }
 
 /// How often Ollama was asked something with this text in it.
-fn calls(stub: &Stub, text: &str) -> usize {
+pub(crate) fn calls(stub: &Stub, text: &str) -> usize {
     let log = stub.log();
     log.iter().filter(|entry| String::from_utf8_lossy(&entry.body).contains(text)).count()
 }
@@ -126,7 +126,7 @@ async fn ended(addr: SocketAddr, id: &str) -> Value {
 }
 
 /// Asks for the status until it is as wanted. Each look is a request, so this waits for foreman, not for the clock.
-async fn wait_for(addr: SocketAddr, wanted: impl Fn(&Value) -> bool) {
+pub(crate) async fn wait_for(addr: SocketAddr, wanted: impl Fn(&Value) -> bool) {
     let mut last = Value::Null;
     let found = async {
         while !wanted(&last) {
@@ -137,18 +137,18 @@ async fn wait_for(addr: SocketAddr, wanted: impl Fn(&Value) -> bool) {
     assert!(found.is_ok(), "the awaited status never came: {last:#}");
 }
 
-async fn wait_for_depth(addr: SocketAddr, depth: u64) {
+pub(crate) async fn wait_for_depth(addr: SocketAddr, depth: u64) {
     wait_for(addr, |status| status["queue"]["depth"] == depth).await;
 }
 
 /// A stub, and a place for the database of daemons that die.
-struct Place {
-    stub: Stub,
+pub(crate) struct Place {
+    pub(crate) stub: Stub,
     folder: TempDir,
 }
 
 impl Place {
-    async fn new(models: &[&str]) -> Place {
+    pub(crate) async fn new(models: &[&str]) -> Place {
         let stub = Stub::start(even(models)).await;
         Place { stub, folder: tempfile::tempdir().unwrap() }
     }
@@ -157,7 +157,7 @@ impl Place {
         self.folder.path().join("foreman.db")
     }
 
-    async fn daemon(&self) -> Daemon {
+    pub(crate) async fn daemon(&self) -> Daemon {
         self.daemon_with(&[]).await
     }
 
