@@ -1,7 +1,7 @@
 //! What a decision costs when the queue is deep, and what the decisions are worth: `cargo bench --bench schedule`.
 //!
-//! Fills a database file with waiting jobs over 50 load keys and three classes (1,000,000; `FOREMAN_BENCH_JOBS` says
-//! otherwise) and times whole decisions on it, as the worker makes them: what waits, by the store; the board, by what was
+//! Fills a database file with waiting jobs of 1,000 clients over 50 load keys and three classes (1,000,000;
+//! `FOREMAN_BENCH_JOBS` says otherwise) and times whole decisions on it, as the worker makes them: what waits, by the store; the board, by what was
 //! learned; the decision. Then that of a board alone. Then the workloads of `tests/fixtures/traces` go through the three
 //! policies in virtual time. Nothing is asserted: machines differ and are shared.
 
@@ -30,6 +30,9 @@ const JOBS: usize = 1_000_000;
 
 /// Load keys they wait for.
 const KEYS: usize = 50;
+
+/// Clients they are of.
+const CLIENTS: usize = 1_000;
 
 /// Admissions at once while filling.
 const FILLERS: usize = 256;
@@ -134,7 +137,7 @@ async fn admit(store: &Store, number: usize) {
         lane: lane(number),
         model: lane(number),
         class: Class::ALL[number / KEYS % Class::ALL.len()],
-        client: "4f1d2c3b5a69".to_owned(),
+        client: format!("{:012x}", number * 7 % CLIENTS),
         is_streamed: true,
         path_and_query: "/api/chat".to_owned(),
         headers: vec![("content-type".to_owned(), b"application/json".to_vec())],

@@ -150,7 +150,7 @@ async fn measure(store: &Store, when: &str) {
         }
     }
     for _ in 0..ROUNDS / 10 {
-        times[4].push(timed(store.overview(LISTED)).await.1);
+        times[4].push(timed(store.overview(Vec::new(), LISTED)).await.1);
         times[5].push(timed(store.finished_jobs(TRACED)).await.1);
     }
     let names = [

@@ -2,7 +2,7 @@
 //! the jobs model by model.
 //!
 //! The map is in ARCHITECTURE.md; in short, imports go one way:
-//! [`domain`] (pure) → [`clock`], [`fail_point`], [`shutdown`], [`delay`], [`guard`], [`replay`] → [`store`], [`ollama`] →
+//! [`domain`] (pure) → [`clock`], [`fail_point`], [`shutdown`], [`delay`], [`guard`], [`replay`], [`tls`] → [`store`], [`ollama`] →
 //! [`completion`], [`config`] → [`webhook`], [`worker`] → [`http`] → [`app`] → [`cli`].
 
 pub mod app;
@@ -19,5 +19,6 @@ pub mod ollama;
 pub mod replay;
 pub mod shutdown;
 pub mod store;
+pub mod tls;
 pub mod webhook;
 pub mod worker;

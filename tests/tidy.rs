@@ -15,14 +15,19 @@ const ROOMS: &[Room] = &[
     Room { name: "delay", may_import: &[], owns: &["backoff"] },
     Room { name: "guard", may_import: &[], owns: &[] },
     Room { name: "replay", may_import: &["domain"], owns: &[] },
+    Room { name: "tls", may_import: &[], owns: &["tokio_rustls", "rustls_native_certs"] },
     Room {
         name: "store",
         may_import: &["domain", "clock", "fail_point"],
         owns: &["rusqlite", "rustix"],
     },
-    Room { name: "ollama", may_import: &["domain"], owns: &["hyper_util::client"] },
+    Room {
+        name: "ollama",
+        may_import: &["domain", "tls"],
+        owns: &["hyper_util::client", "tower_service", "zstd"],
+    },
     Room { name: "completion", may_import: &["domain", "store", "ollama"], owns: &[] },
-    Room { name: "config", may_import: &["domain", "guard", "ollama"], owns: &["dirs"] },
+    Room { name: "config", may_import: &["domain", "guard", "tls", "ollama"], owns: &["dirs"] },
     Room {
         name: "webhook",
         may_import: &[
@@ -31,11 +36,12 @@ const ROOMS: &[Room] = &[
             "fail_point",
             "shutdown",
             "delay",
+            "tls",
             "store",
             "config",
             "completion",
         ],
-        owns: &["hmac", "tokio_rustls", "rustls_native_certs"],
+        owns: &["hmac"],
     },
     Room {
         name: "worker",

@@ -23,6 +23,7 @@ use crate::ollama::client::Ollama;
 use crate::ollama::health::Health;
 use crate::ollama::inventory::{Inventory, Poller};
 use crate::ollama::residency::Residency;
+use crate::ollama::url::Scheme;
 use crate::shutdown::Tasks;
 use crate::store::{Store, StoreError};
 use crate::webhook;
@@ -91,7 +92,8 @@ impl App {
         let store = open_store(&config, &clock)?;
         store.keep_free(config.free_min);
         let token = config.ollama_token.as_ref().map(|token| token.expose());
-        let ollama = Ollama::new(config.ollama_url.clone(), token).map_err(StartError::Config)?;
+        let ollama = Ollama::new(config.ollama_url.clone(), token, config.ollama_ca.clone());
+        let ollama = ollama.map_err(StartError::Config)?;
         let (inventory, poller) = Inventory::new();
         let tools = Tools {
             store,
@@ -140,6 +142,12 @@ impl App {
         if !addr.ip().is_loopback() && edge.config.token.is_none() {
             tracing::warn!(http.addr = %addr, "listening beyond this machine without a token (FOREMAN_TOKEN): whoever \
                 reaches this address can use the GPU and read the status");
+        }
+        let url = edge.ollama.url();
+        if edge.config.ollama_token.is_some() && url.scheme() == Scheme::Http && !url.is_loopback()
+        {
+            tracing::warn!(upstream.url = %url, "the token for ollama (FOREMAN_OLLAMA_TOKEN) crosses the network in the \
+                clear: whoever is on the way can read and use it; give ollama an https address");
         }
         tracing::info!(http.addr = %addr, upstream.url = %edge.ollama.url(), db.path = %edge.store.path().display(),
             "foreman serves");

@@ -65,6 +65,9 @@ pub(super) struct Serve {
     /// Bearer token sent to Ollama
     #[arg(long, env = "FOREMAN_OLLAMA_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     ollama_token: Option<String>,
+    /// PEM file of the CA that vouches for Ollama over https, instead of the system's [default: none]
+    #[arg(long, env = "FOREMAN_OLLAMA_CA", value_name = "FILE")]
+    ollama_ca: Option<String>,
     /// The database file [default: foreman/foreman.db in the state directory]
     #[arg(long, env = "FOREMAN_DB", value_name = "FILE")]
     db: Option<String>,
@@ -309,6 +312,7 @@ impl Serve {
             addr: self.addr.clone(),
             ollama_url: self.ollama_url.clone(),
             ollama_token: self.ollama_token.clone(),
+            ollama_ca: self.ollama_ca.clone(),
             db: self.db.clone(),
             free_min: self.free_min.clone(),
             token: self.token.clone(),

@@ -9,9 +9,11 @@ use std::time::Duration;
 
 pub use crate::domain::schedule::Beside;
 use crate::ollama::url::UpstreamUrl;
+use crate::tls::Roots;
 
 mod classes;
 mod policy;
+mod upstream;
 mod values;
 mod waiting;
 mod webhooks;
@@ -21,7 +23,7 @@ pub use policy::policy;
 pub use values::{Duplicates, HoldSetting, address};
 use values::{
     attempts, bytes, count, database, duplicates, duration, floor, keep_alive, model, origins,
-    positive, secret, upstream,
+    positive, roots, secret,
 };
 pub use waiting::{NativeByte, Unstreamed, Waiting};
 pub use webhooks::{SigningKey, Webhooks};
@@ -38,6 +40,8 @@ pub struct Config {
     pub ollama_url: UpstreamUrl,
     /// Bearer token sent to the upstream.
     pub ollama_token: Option<Secret>,
+    /// Who vouches for an upstream over https; `None` is whom the system trusts.
+    pub ollama_ca: Option<Roots>,
     /// The database file.
     pub db: PathBuf,
     /// Bearer token asked of clients; `None` is open.
@@ -124,6 +128,8 @@ pub struct Raw {
     pub ollama_url: Option<String>,
     /// `FOREMAN_OLLAMA_TOKEN`
     pub ollama_token: Option<String>,
+    /// `FOREMAN_OLLAMA_CA`
+    pub ollama_ca: Option<String>,
     /// `FOREMAN_DB`
     pub db: Option<String>,
     /// `FOREMAN_FREE_MIN`
@@ -238,10 +244,8 @@ impl Config {
         let config = read(raw, &mut faults);
         match config {
             Some(config) if faults.0.is_empty() => {
-                if let Some(fault) = loops_to_itself(&config) {
-                    return Err(vec![fault]);
-                }
-                Ok(config)
+                let fault = upstream::fault(&config, raw);
+                fault.map_or(Ok(config), |fault| Err(vec![fault]))
             }
             _ => Err(faults.0),
         }
@@ -251,8 +255,9 @@ impl Config {
 fn read(raw: &Raw, faults: &mut Faults) -> Option<Config> {
     // Every value is read before the first `?`, so that all faults are collected.
     let addr = faults.read("FOREMAN_ADDR", raw.addr.as_ref(), ADDR_DEFAULT, address);
-    let url = faults.read("FOREMAN_OLLAMA_URL", raw.ollama_url.as_ref(), "", upstream);
+    let url = faults.read("FOREMAN_OLLAMA_URL", raw.ollama_url.as_ref(), "", UpstreamUrl::parse);
     let ollama_token = faults.read("FOREMAN_OLLAMA_TOKEN", raw.ollama_token.as_ref(), "", secret);
+    let ollama_ca = faults.read("FOREMAN_OLLAMA_CA", raw.ollama_ca.as_ref(), "", roots);
     let db = faults.read("FOREMAN_DB", raw.db.as_ref(), "", database);
     let free_min = faults.read("FOREMAN_FREE_MIN", raw.free_min.as_ref(), "256MiB", floor);
     let token = faults.read("FOREMAN_TOKEN", raw.token.as_ref(), "", secret);
@@ -281,6 +286,7 @@ fn read(raw: &Raw, faults: &mut Faults) -> Option<Config> {
         addr: addr?,
         ollama_url: url?,
         ollama_token: ollama_token?,
+        ollama_ca: ollama_ca?,
         db: db?,
         free_min: free_min?,
         token: token?,
@@ -313,20 +319,6 @@ fn read(raw: &Raw, faults: &mut Faults) -> Option<Config> {
 
 /// More connections to one Ollama than this only queue inside it.
 const EMBED_PARALLEL_MAX: usize = 4_096;
-
-/// An upstream that is foreman itself would pass every request to itself until the ports run out.
-fn loops_to_itself(config: &Config) -> Option<Fault> {
-    let url = &config.ollama_url;
-    let is_here = url.is_loopback() || url.host() == config.addr.ip().to_string();
-    (is_here && url.port() == config.addr.port()).then(|| Fault {
-        key: "FOREMAN_OLLAMA_URL",
-        value: url.to_string(),
-        allowed: format!(
-            "this is where foreman itself listens ({}); name Ollama's address",
-            config.addr
-        ),
-    })
-}
 
 #[cfg(test)]
 mod tests {
@@ -389,17 +381,6 @@ mod tests {
         let config = Config::check(&raw).unwrap();
         assert!(config.token.is_none());
         assert_eq!(config.poll_interval, Duration::from_secs(30));
-    }
-
-    #[test]
-    fn foreman_in_front_of_itself_is_refused() {
-        let raw = Raw {
-            addr: given("127.0.0.1:9000"),
-            ollama_url: given("http://localhost:9000"),
-            ..Raw::default()
-        };
-        let faults = Config::check(&raw).unwrap_err();
-        assert_eq!(faults[0].key, "FOREMAN_OLLAMA_URL");
     }
 
     #[test]

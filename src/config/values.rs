@@ -1,14 +1,14 @@
 //! How each kind of value is written, and what is allowed. A fault is the sentence that says what is allowed.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::domain::model::ModelName;
 use crate::domain::schedule::Beside;
 use crate::guard::check_origins;
-use crate::ollama::url::{Scheme, UpstreamUrl};
 use crate::ollama::wire::keep_alive::{KeepAlive, parse_environment};
+use crate::tls::Roots;
 
 use super::Secret;
 
@@ -28,14 +28,13 @@ pub fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| ALLOWED.to_owned())
 }
 
-pub(super) fn upstream(text: &str) -> Result<UpstreamUrl, String> {
-    let url = UpstreamUrl::parse(text)?;
-    match url.scheme() {
-        Scheme::Http => Ok(url),
-        Scheme::Https => {
-            Err("an http:// address; https is not supported in this version".to_owned())
-        }
+/// Whom to trust as the upstream's CA.
+pub(super) fn roots(text: &str) -> Result<Option<Roots>, String> {
+    if text.is_empty() {
+        return Ok(None);
     }
+    let roots = Roots::of_file(Path::new(text));
+    roots.map(Some).map_err(|fault| format!("a PEM file of certificates; this one {fault}"))
 }
 
 pub(super) fn secret(text: &str) -> Result<Option<Secret>, String> {

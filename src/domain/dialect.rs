@@ -23,10 +23,14 @@ pub enum Dialect {
     Messages,
     /// `POST /v1/audio/transcriptions` (multipart).
     Transcription,
+    /// `POST /v1/images/generations` and `/v1/images/edits`, of Ollama 0.15 to 0.31.
+    Images,
+    /// A route of the upstream's that foreman does not know; told apart by how it spells an error.
+    Other(ErrorShape),
 }
 
 /// How a dialect spells an error.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorShape {
     /// `{"error":"text"}`.
     Native,
@@ -38,7 +42,7 @@ pub enum ErrorShape {
 
 impl Dialect {
     /// All dialects that can be queued, for tables and tests.
-    pub const QUEUED: [Dialect; 7] = [
+    pub const QUEUED: [Dialect; 11] = [
         Dialect::Chat,
         Dialect::Generate,
         Dialect::OpenAiChat,
@@ -46,6 +50,10 @@ impl Dialect {
         Dialect::Responses,
         Dialect::Messages,
         Dialect::Transcription,
+        Dialect::Images,
+        Dialect::Other(ErrorShape::Native),
+        Dialect::Other(ErrorShape::OpenAi),
+        Dialect::Other(ErrorShape::Anthropic),
     ];
 
     /// The stable name, in SQL, JSON, logs.
@@ -61,6 +69,10 @@ impl Dialect {
             Dialect::Responses => "responses",
             Dialect::Messages => "messages",
             Dialect::Transcription => "transcription",
+            Dialect::Images => "images",
+            Dialect::Other(ErrorShape::Native) => "other",
+            Dialect::Other(ErrorShape::OpenAi) => "other_openai",
+            Dialect::Other(ErrorShape::Anthropic) => "other_anthropic",
         }
     }
 
@@ -79,8 +91,10 @@ impl Dialect {
             | Dialect::OpenAiCompletions
             | Dialect::OpenAiEmbeddings
             | Dialect::Responses
-            | Dialect::Transcription => ErrorShape::OpenAi,
+            | Dialect::Transcription
+            | Dialect::Images => ErrorShape::OpenAi,
             Dialect::Messages => ErrorShape::Anthropic,
+            Dialect::Other(shape) => shape,
         }
     }
 }

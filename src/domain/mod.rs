@@ -12,4 +12,5 @@ pub mod retry;
 pub mod route;
 pub mod schedule;
 pub mod threads;
+pub mod turns;
 pub mod whom;

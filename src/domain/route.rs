@@ -9,9 +9,11 @@ use super::dialect::Dialect;
 pub enum Route {
     /// Needs the GPU: becomes a job.
     Queued(Dialect),
+    /// A POST that foreman does not know, or that only some Ollamas have: a job, if the upstream has the route.
+    Unsure(Dialect),
     /// An embedding: goes straight through, beside the queue.
     Embed(Dialect),
-    /// Metadata and anything unknown: relayed as it is, with what it may change at the upstream.
+    /// Metadata, transfers, and what is nothing of Ollama's: relayed as it is, with what it may change at the upstream.
     Pass(Effect),
     /// Foreman's own surface: what it says of itself.
     Own(Own),
@@ -48,7 +50,7 @@ pub enum Own {
 
 /// Routes by method and decoded path. A percent-encoded path is the same route, as in Go's server.
 ///
-/// Anything not named here is relayed, so that a newer Ollama's routes work unseen.
+/// A newer Ollama's routes work unseen: what is not a POST below `/api/` or `/v1/` is relayed, and what is one may take the GPU.
 pub fn route(method: &str, path: &str) -> Route {
     let decoded = percent_decoded(path);
     match (method, decoded.as_deref().unwrap_or(path)) {
@@ -70,8 +72,29 @@ pub fn route(method: &str, path: &str) -> Route {
         ("GET" | "HEAD", "/status") => Route::Own(Own::Status),
         ("GET" | "HEAD", "/trace") => Route::Own(Own::Trace),
         (_, path) if is_of_jobs(path) => Route::Jobs,
+        ("POST", path) if is_without_gpu(path) => Route::Pass(Effect::None),
+        ("POST", "/v1/images/generations" | "/v1/images/edits") => Route::Unsure(Dialect::Images),
+        ("POST", path) if path.starts_with("/api/") || path.starts_with("/v1/") => {
+            Route::Unsure(Dialect::Other(error_dialect(path).error_shape()))
+        }
         _ => Route::Pass(Effect::None),
     }
+}
+
+/// Whether a POST is known to leave the GPU alone: it may take hours, or bring gigabytes, and never waits for a job.
+///
+/// `count_tokens` is Anthropic's; no Ollama so far has it.
+fn is_without_gpu(path: &str) -> bool {
+    const PATHS: [&str; 7] = [
+        "/api/push",
+        "/api/show",
+        "/api/me",
+        "/api/signout",
+        "/api/experimental/web_search",
+        "/api/experimental/web_fetch",
+        "/v1/messages/count_tokens",
+    ];
+    path.starts_with("/api/blobs/") || PATHS.contains(&path)
 }
 
 /// Whether a path is of the asynchronous surface. Ollama has none that begins so.
@@ -97,7 +120,10 @@ pub fn allowed_methods(path: &str) -> Option<&'static str> {
             Route::Queued(_)
             | Route::Embed(_)
             | Route::Pass(Effect::Inventory | Effect::Replacement) => Some("POST"),
-            Route::Pass(Effect::None | Effect::Removal) | Route::Own(_) | Route::Jobs => None,
+            Route::Pass(Effect::None | Effect::Removal)
+            | Route::Unsure(_)
+            | Route::Own(_)
+            | Route::Jobs => None,
         },
     }
 }
@@ -135,12 +161,12 @@ fn percent_decoded(path: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::dialect::ErrorShape;
 
     #[test]
     fn gpu_routes_are_queued_only_for_post() {
         assert_eq!(route("POST", "/api/chat"), Route::Queued(Dialect::Chat));
         assert_eq!(route("GET", "/api/chat"), Route::Pass(Effect::None));
-        assert_eq!(route("POST", "/api/chat/"), Route::Pass(Effect::None));
         assert_eq!(route("POST", "//api/chat"), Route::Pass(Effect::None));
         assert_eq!(route("POST", "/v1/messages"), Route::Queued(Dialect::Messages));
     }
@@ -148,8 +174,49 @@ mod tests {
     #[test]
     fn an_encoded_path_does_not_slip_past_the_queue() {
         assert_eq!(route("POST", "/api/%63hat"), Route::Queued(Dialect::Chat));
-        assert_eq!(route("POST", "/api/%6"), Route::Pass(Effect::None));
-        assert_eq!(route("POST", "/api/%zz"), Route::Pass(Effect::None));
+        let other = Route::Unsure(Dialect::Other(ErrorShape::Native));
+        for path in ["/api/%6", "/api/%zz", "/%61pi/imagine"] {
+            assert_eq!(route("POST", path), other, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_post_that_is_not_known_may_take_the_gpu() {
+        for (path, shape) in [
+            ("/api/imagine", ErrorShape::Native),
+            ("/api/chat/", ErrorShape::Native),
+            ("/api/tags", ErrorShape::Native),
+            ("/v1/audio/speech", ErrorShape::OpenAi),
+            ("/v1/messages/batches", ErrorShape::Anthropic),
+        ] {
+            assert_eq!(route("POST", path), Route::Unsure(Dialect::Other(shape)), "{path}");
+            assert_eq!(route("PUT", path), Route::Pass(Effect::None));
+        }
+        let images = Route::Unsure(Dialect::Images);
+        assert_eq!(route("POST", "/v1/images/edits"), images);
+        for path in ["/", "/nope", "/apix", "/api", "/v1", "/API/chat"] {
+            assert_eq!(route("POST", path), Route::Pass(Effect::None), "{path}");
+        }
+    }
+
+    #[test]
+    fn what_leaves_the_gpu_alone_is_relayed() {
+        for path in [
+            "/api/pull",
+            "/api/push",
+            "/api/create",
+            "/api/copy",
+            "/api/show",
+            "/api/me",
+            "/api/signout",
+            "/api/blobs/sha256:ab",
+            "/api/blobs/sha256%3Aab",
+            "/api/experimental/web_search",
+            "/api/experimental/web_fetch",
+            "/v1/messages/count_tokens",
+        ] {
+            assert!(matches!(route("POST", path), Route::Pass(_)), "{path}");
+        }
     }
 
     #[test]

@@ -17,6 +17,7 @@ use crate::ollama::wire::peek::{Peek, Shape, peek};
 
 use super::answer::relayed;
 use super::error::Told;
+use super::plain::Plain;
 use super::{Edge, Response, body, pass};
 
 /// Embeds that may wait in memory for a place; each holds its body.
@@ -38,8 +39,11 @@ async fn relay(
 ) -> Result<Response, Told> {
     let (parts, incoming) = request.into_parts();
     let read = body::read(edge, incoming, edge.config.body_max).await?;
-    let bytes = match peek(shape(dialect), &read.bytes) {
-        Peek::Request(request) => {
+    let plain = Plain::of(edge, dialect, &parts.headers, &read.bytes).await;
+    let bytes = match plain.said().map(|said| peek(shape(dialect), said)) {
+        Ok(Peek::Request(request)) => {
+            // The vectors may be long in coming.
+            drop(plain);
             if let Some(model) = not_resident(edge, &request.model) {
                 // Without a place: embeds of what is resident pass meanwhile.
                 let _waiting = Waiting::begin(&edge.embeds_waiting).ok_or_else(full)?;
@@ -49,9 +53,11 @@ async fn relay(
                     () = edge.health.away() => (),
                 }
             }
+            // Of /v1, where a body may be compressed, nothing is cut.
             without_keep_alive(read.bytes.clone(), &request.keep_alive_members)
         }
-        Peek::Refused(_) => read.bytes.clone(),
+        // Ollama refuses it.
+        Ok(Peek::Refused(_)) | Err(_) => read.bytes.clone(),
     };
     let place = place(edge).await?;
     let answer = pass::send(edge, parts, full_body(bytes)).await;

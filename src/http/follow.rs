@@ -48,7 +48,7 @@ pub(super) fn answer(
         shape: (dialect, Form::of_stream(dialect)),
         waiter: Some(waiter),
         outflow,
-        records: Records::new(&head),
+        records: records(dialect, &head),
         step: Step::reading(follower),
     };
     let mut response = HttpResponse::new(body.boxed());
@@ -94,7 +94,7 @@ pub(super) fn observed(
         shape: (dialect, Form::of_stream(dialect)),
         waiter: None,
         outflow,
-        records: Records::new(head),
+        records: records(dialect, head),
         step: Step::reading(follower),
     };
     body.boxed()
@@ -109,6 +109,14 @@ pub(super) fn kept(follower: Follower, bytes: u64) -> Body {
 pub(super) fn name_job(headers: &mut HeaderMap, id: JobId) {
     if let Ok(value) = HeaderValue::from_str(&id.to_string()) {
         headers.insert(JOB_ID, value);
+    }
+}
+
+/// The records of an answer. Of a route that is not known nothing is held back, whatever it calls its bytes.
+fn records(dialect: Dialect, head: &Head) -> Records {
+    match dialect {
+        Dialect::Other(_) => Records::new(&Head { headers: Vec::new(), ..*head }),
+        _ => Records::new(head),
     }
 }
 
@@ -194,17 +202,17 @@ impl FollowBody {
             Heard::Opening(Opening::Answer(head, timings)) => {
                 let follower = Follower::new(Arc::clone(&waiter.output), timings.attempt);
                 if (200..300).contains(&head.status) {
-                    self.records = Records::new(&head);
+                    self.records = records(self.shape.0, &head);
                     self.step = Step::reading(follower);
                 } else {
                     self.step = Step::Gathering(Pending::new(gather(follower)));
                 }
                 None
             }
-            Heard::Opening(Opening::Refused(refusal)) => Some(self.last_words(&refusal.text)),
+            Heard::Opening(Opening::Refused(refusal)) => self.last_words(&refusal.text),
             Heard::Stopping => {
                 let told = stopping(&stays(waiter.id));
-                Some(self.last_words(&told.text))
+                self.last_words(&told.text)
             }
         }
     }
@@ -226,14 +234,18 @@ impl FollowBody {
                 self.break_off();
                 self.records.rest()
             }
-            Next::End(End::Broken(refusal)) => Some(self.last_words(&refusal.text)),
+            Next::End(End::Broken(refusal)) => self.last_words(&refusal.text),
         }
     }
 
-    /// The last record of a broken answer.
-    fn last_words(&mut self, text: &str) -> Bytes {
+    /// The last record of a broken answer. How a route that is not known tells an error inside its bytes is not known either:
+    /// the cut tells it.
+    fn last_words(&mut self, text: &str) -> Option<Bytes> {
         self.break_off();
-        in_band(self.shape, text, self.records.line_start)
+        match self.shape {
+            (Dialect::Other(_), _) => None,
+            shape => Some(in_band(shape, text, self.records.line_start)),
+        }
     }
 
     fn break_off(&mut self) {

@@ -18,6 +18,7 @@ mod outflow;
 mod own;
 mod pass;
 mod placement;
+mod plain;
 pub mod prefer;
 pub mod problem;
 pub mod query;
@@ -25,11 +26,13 @@ mod queued;
 mod reach;
 mod records;
 mod router;
+mod search;
 mod stainless;
 mod status;
 pub mod submission;
 mod take_in;
 mod trace;
+mod unsure;
 mod waiter;
 mod waiting;
 mod whom;
@@ -47,6 +50,7 @@ use crate::ollama::client::{Body, Ollama};
 use crate::ollama::health::Health;
 use crate::ollama::inventory::Inventory;
 use crate::ollama::residency::Residency;
+use crate::ollama::routes::Routes;
 use crate::shutdown::Tasks;
 use crate::store::{QueueLimits, Store};
 use crate::webhook;
@@ -87,6 +91,8 @@ pub struct Edge {
     pub is_misled: AtomicBool,
     /// The keys of the hashes of conversations: new for each process, so that no client can make its own collide.
     chain_keys: RandomState,
+    /// Which routes it has that foreman does not know.
+    routes: Routes,
     /// Embeds in flight.
     embeds: Arc<Semaphore>,
     /// Embeds that wait for a place.
@@ -97,6 +103,8 @@ pub struct Edge {
     fold_places: Semaphore,
     /// Jobs whose clients have just closed and may be back.
     lingering: lingering::Lingering,
+    /// Compressed bodies whose text is in use.
+    plain_places: Arc<Semaphore>,
     /// Memory for request bodies that are being read.
     body_budget: Arc<Semaphore>,
 }
@@ -115,11 +123,13 @@ impl Edge {
             instance: ulid::Ulid::generate().to_string(),
             is_misled: AtomicBool::new(false),
             chain_keys: RandomState::new(),
+            routes: Routes::default(),
             embeds: Arc::new(Semaphore::new(config.embed_parallel)),
             embeds_waiting: AtomicU64::new(0),
             status_places: Semaphore::new(own::STATUS_AT_ONCE),
             fold_places: Semaphore::new(jobs::FOLDS_AT_ONCE),
             lingering: lingering::Lingering::default(),
+            plain_places: Arc::new(Semaphore::new(plain::PLAIN_AT_ONCE)),
             body_budget: Arc::new(body::budget(config.body_max)),
             config,
             store: tools.store,

@@ -46,11 +46,16 @@ async fn relay<T: Send + Sync + Unpin + 'static>(
     Ok(relayed(answer, until_end))
 }
 
-/// Sends a request whose body is in memory already.
-pub(super) async fn pass_bytes(edge: &Arc<Edge>, parts: Parts, bytes: Bytes) -> Response {
+/// Sends a request whose body is in memory already. `until_end` is held until the answer is out or its client has left.
+pub(super) async fn pass_bytes<T: Send + Sync + Unpin + 'static>(
+    edge: &Arc<Edge>,
+    parts: Parts,
+    bytes: Bytes,
+    until_end: T,
+) -> Response {
     let dialect = error_dialect(parts.uri.path());
     let answer = send(edge, parts, full_body(bytes)).await;
-    answer.map_or_else(|told| told.answer(dialect), |answer| relayed(answer, ()))
+    answer.map_or_else(|told| told.answer(dialect), |answer| relayed(answer, until_end))
 }
 
 /// Sends a request upstream; a failure is told in words for the client.
@@ -73,7 +78,8 @@ pub(super) fn credentials(edge: &Edge) -> Credentials {
     }
 }
 
-fn told(edge: &Edge, fault: &SendError) -> Told {
+/// What a client is told of a request that got no answer.
+pub(super) fn told(edge: &Edge, fault: &SendError) -> Told {
     match fault {
         SendError::Unreachable { .. } => {
             edge.health.lost(&fault.to_string(), edge.clock.now_ms());

@@ -3,7 +3,7 @@
 //!
 //! Foreman never imitates an error it can let Ollama say: what Ollama will certainly refuse is forwarded at once.
 
-use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
+use hyper::header::{CONTENT_TYPE, HeaderMap};
 
 use crate::domain::dialect::Dialect;
 use crate::domain::job::Kind;
@@ -11,10 +11,12 @@ use crate::domain::model::{LoadKey, ModelName, RunnerOptions, Source};
 use crate::domain::schedule::Lane;
 use crate::ollama::calls::TagsModel;
 use crate::ollama::inventory::Lookup;
+use crate::ollama::wire::encoding::Undecodable;
 use crate::ollama::wire::multipart;
 use crate::ollama::wire::peek::{Peek, Request, Shape, Wants, peek};
 
 use super::Edge;
+use super::plain::Plain;
 
 /// Where a request goes.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,19 +50,25 @@ pub(super) async fn place(
     edge: &Edge,
     dialect: Dialect,
     headers: &HeaderMap,
-    body: &[u8],
+    body: &Plain,
     known: Known,
 ) -> Placement {
-    if is_encoded(headers) {
-        return opaque();
-    }
+    let said = match body.said() {
+        Ok(said) => said,
+        Err(Undecodable::Broken) => return Placement::Forward("ollama cannot decompress it"),
+        // Refused by the Ollama that is known; one that reads more would run it.
+        Err(Undecodable::Beyond) => return opaque(),
+    };
     let request = match dialect {
-        Dialect::Transcription => return transcription(edge, headers, body, known).await,
-        Dialect::Chat => peek(Shape::Chat, body),
-        Dialect::Generate => peek(Shape::Generate, body),
-        _ => peek(Shape::V1, body),
+        Dialect::Other(_) => return opaque(),
+        Dialect::Transcription => return transcription(edge, headers, said, known).await,
+        Dialect::Chat => peek(Shape::Chat, said),
+        Dialect::Generate => peek(Shape::Generate, said),
+        _ => peek(Shape::V1, said),
     };
     match request {
+        // The same: Ollama reads the compressed bytes as JSON.
+        Peek::Refused(_) if body.is_encoded_otherwise() => opaque(),
         Peek::Refused(_) => Placement::Forward("ollama will refuse it"),
         Peek::Request(request) => place_request(edge, dialect, request, known).await,
     }
@@ -175,17 +183,12 @@ async fn lacks(edge: &Edge, model: &TagsModel, needs: &Needs) -> bool {
         | Dialect::Responses
         | Dialect::Messages => lacks("completion"),
         Dialect::Transcription
+        | Dialect::Images
+        | Dialect::Other(_)
         | Dialect::Embed
         | Dialect::Embeddings
         | Dialect::OpenAiEmbeddings => false,
     }
-}
-
-/// A compressed body cannot be peeked at.
-fn is_encoded(headers: &HeaderMap) -> bool {
-    headers
-        .get(CONTENT_ENCODING)
-        .is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity"))
 }
 
 fn opaque() -> Placement {

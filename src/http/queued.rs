@@ -20,6 +20,7 @@ use super::follow;
 use super::intake::{self, stopping};
 use super::outflow::Outflow;
 use super::placement::{Known, Placement, place};
+use super::plain::Plain;
 use super::prefer::{idempotency_key, preferences};
 use super::reach::{Reached, reach};
 use super::stainless::stainless;
@@ -27,7 +28,7 @@ use super::take_in::{Asking, Taken, take_in};
 use super::waiter::Waiter;
 use super::waiting::Patience;
 use super::whom::class;
-use super::{Edge, Response, body, jobs, pass};
+use super::{Edge, Response, body, jobs, pass, search};
 
 const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 const ATTACHED: HeaderName = HeaderName::from_static("x-foreman-attached");
@@ -64,18 +65,28 @@ async fn serve(
         let native = jobs::Native { dialect, class: said.class, key: said.key, wait };
         return jobs::respond_async(edge, &parts, read.bytes, native).await;
     }
-    match place(edge, dialect, &parts.headers, &read.bytes, Known::Asked).await {
+    let plain = Plain::of(edge, dialect, &parts.headers, &read.bytes).await;
+    let placement = place(edge, dialect, &parts.headers, &plain, Known::Asked).await;
+    if let Some(right) = search::follow_up(edge, dialect, &parts.headers, &plain, &placement) {
+        tracing::debug!("ollama goes on after a search; passed beside the queue");
+        return Ok(pass::pass_bytes(edge, parts, read.bytes, right).await);
+    }
+    match placement {
         Placement::Forward(reason) => {
             tracing::debug!(http.path = parts.uri.path(), reason, "forwarded beside the queue");
-            Ok(pass::pass_bytes(edge, parts, read.bytes).await)
+            Ok(pass::pass_bytes(edge, parts, read.bytes, ()).await)
         }
         Placement::Queue(_) if !edge.store.has_room() => Err(intake::no_room()),
         Placement::Queue(place) => {
             let outflow = parts.extensions.get::<Outflow>().cloned().unwrap_or_default();
             let stainless = stainless(&parts.headers);
             let patience = Patience::of(edge, dialect, &place, stainless);
-            let asking = Asking { dialect, class: said.class, key: said.key, stainless, place };
-            match take_in(edge, &parts, read, asking).await? {
+            let known_by = plain.known_by(&read.bytes);
+            let (class, key) = (said.class, said.key);
+            let asking = Asking { dialect, class, key, stainless, place, known_by };
+            let taken = take_in(edge, &parts, read, asking).await;
+            drop(plain);
+            match taken? {
                 Taken::New(waiter) => wait(edge, dialect, waiter, (patience, outflow)).await,
                 Taken::Joined(waiter, by) => {
                     let mut response = wait(edge, dialect, waiter, (patience, outflow)).await?;

@@ -16,7 +16,7 @@ use crate::ollama::client::empty_body;
 use super::error::Told;
 use super::headers::token;
 use super::problem::{Code, Problem};
-use super::{Edge, Response, body, embed, jobs, own, pass, queued};
+use super::{Edge, Response, body, embed, jobs, own, pass, queued, unsure};
 
 /// Serves one request. Never fails: every fault is an answer.
 pub(super) async fn handle(
@@ -56,6 +56,7 @@ async fn admitted(edge: &Arc<Edge>, request: Request<Incoming>) -> Response {
     }
     match road {
         Route::Queued(dialect) => queued::queued(edge, request, dialect).await,
+        Route::Unsure(dialect) => unsure::unsure(edge, request, dialect).await,
         Route::Embed(dialect) => embed::embed(edge, request, dialect).await,
         Route::Pass(_) if request.method() == Method::CONNECT => bare(StatusCode::NOT_IMPLEMENTED),
         Route::Pass(effect) => pass::pass(edge, request, effect).await,

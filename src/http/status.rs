@@ -20,14 +20,14 @@ const JOBS_LISTED_MAX: usize = 100;
 
 /// The status document.
 pub(super) async fn status(edge: &Edge) -> Result<Value, StoreError> {
-    let overview = edge.store.overview(JOBS_LISTED_MAX).await?;
     let now_ms = edge.clock.now_ms();
-    let depth: u64 = overview.lanes.iter().map(|lane| lane.depth).sum();
     let waiting_lanes = edge.store.waiting_lanes(now_ms).await?;
     let policy = edge.config.policy();
     let webhooks = edge.store.delivery_counts().await?;
     let held = edge.residency.held();
     let order = edge.worker.service_order(now_ms, &waiting_lanes, &held, &edge.inventory, &policy);
+    let overview = edge.store.overview(order.clone(), JOBS_LISTED_MAX).await?;
+    let depth: u64 = overview.lanes.iter().map(|lane| lane.depth).sum();
     Ok(json!({
         "service": "foreman",
         "version": env!("CARGO_PKG_VERSION"),
@@ -42,7 +42,7 @@ pub(super) async fn status(edge: &Edge) -> Result<Value, StoreError> {
             "scheduled": stored(&overview, State::Queued).saturating_sub(depth),
             "lingering": edge.lingering.len(),
             "lanes": lanes(&overview.lanes, &order, now_ms),
-            "jobs": waiting(&overview.waiting, &order, now_ms),
+            "jobs": waiting(&overview.waiting, now_ms),
         },
         "disk": disk(edge),
         "since_start": edge.worker.counts().as_json(),
@@ -185,11 +185,9 @@ fn by_class(lane: &LaneSummary) -> Value {
     Class::ALL.iter().map(|class| (class.name().to_owned(), json!(depth(class)))).collect()
 }
 
-fn waiting(jobs: &[OpenJob], order: &[String], now_ms: i64) -> Vec<Value> {
-    let mut sorted: Vec<&OpenJob> = jobs.iter().collect();
-    sorted.sort_by_key(|job| (place_of(order, &job.lane), job.seq));
-    sorted
-        .into_iter()
+/// In the order of service already.
+fn waiting(jobs: &[OpenJob], now_ms: i64) -> Vec<Value> {
+    jobs.iter()
         .zip(1..)
         .map(|(job, position)| {
             json!({

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use hyper::StatusCode;
 use hyper::http::request::Parts;
 
@@ -35,6 +36,8 @@ pub(super) struct Asking {
     /// What a client says that tries again by itself.
     pub(super) stainless: Option<Stainless>,
     pub(super) place: Place,
+    /// What the body says, by which it is known again.
+    pub(super) known_by: Bytes,
 }
 
 /// What became of a request.
@@ -56,7 +59,7 @@ pub(super) async fn take_in(
 ) -> Result<Taken, Told> {
     let asker = Asker::of(edge, parts);
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
-    let request = (asking.dialect, path, &read.bytes);
+    let request = (asking.dialect, path, &asking.known_by);
     let mut marks = marks(edge, &asker, request, (&asking.place.model, asking.key.clone())).await;
     // A client's own load or unload is done each time it is asked for.
     marks.likeness = marks.likeness.filter(|_| asking.place.kind == Kind::Run);
@@ -84,7 +87,7 @@ pub(super) async fn take_in(
             place: asking.place.clone(),
             extras,
         };
-        match admit(edge, &asker, asked, leaves).await? {
+        match admit(edge, &asker, asked, (leaves, asking.known_by.clone())).await? {
             Intake::New(waiter) => return Ok(Taken::New(waiter)),
             Intake::Found(id, by) => {
                 if let Some(taken) = join(edge, id, by, leaves).await? {
@@ -122,13 +125,13 @@ async fn admit(
     edge: &Arc<Edge>,
     asker: &Asker,
     asked: Asked,
-    leaves: Leaves,
+    (leaves, said): (Leaves, Bytes),
 ) -> Result<Intake, Told> {
     let lane = asked.place.lane.clone();
     let job = new_job(edge, asker, asked);
     // The waiter exists before the job does, so that a client that leaves during the commit is noticed.
     let mut waiter = Waiter::new(edge, job.id, leaves);
-    let storing = store(Arc::clone(edge), job, lane, asker.whom);
+    let storing = store(Arc::clone(edge), job, (lane, said), asker.whom);
     let stored = match leaves {
         // Whose client leaves is cancelled, by a write behind this one.
         Leaves::Cancelled | Leaves::Lingering(_) => storing.await,
@@ -156,10 +159,10 @@ async fn admit(
 async fn store(
     edge: Arc<Edge>,
     job: NewJob,
-    lane: Lane,
+    (lane, said): (Lane, Bytes),
     whom: Whom,
 ) -> Result<Option<(JobId, FoundBy)>, Told> {
-    let (id, dialect, class, body) = (job.id, job.dialect, job.class, job.body.clone());
+    let (id, dialect, class) = (job.id, job.dialect, job.class);
     let admission = edge.store.admit(job, edge.queue_limits(), edge.clock.now_ms()).await;
     let outcome = match admission {
         Ok(Admission::Admitted { seq }) => {
@@ -174,7 +177,7 @@ async fn store(
                 http.connection = whom.connection,
                 "job admitted"
             );
-            let chain = chain(dialect, &body, &edge.chain_keys);
+            let chain = chain(dialect, &said, &edge.chain_keys);
             let arrival = Arrival { id, seq, lane: &lane, whom, chain: &chain };
             edge.worker.arrived(&arrival, edge.clock.now_ms());
             return Ok(None);

@@ -12,25 +12,19 @@ use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, HOST, HeaderMap, HeaderValue};
 use hyper::{Request, Response, Uri};
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tower_service::Service;
 
-use super::url::UpstreamUrl;
+use crate::tls::{self, Roots};
+
+use super::connector::{Connector, Link, Secured};
+use super::url::{Scheme, UpstreamUrl};
 
 /// A body on its way to or from the upstream. The error is whatever broke it.
 pub type Body = BoxBody<Bytes, BodyError>;
 
 /// Why a body ended early.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
-
-/// A laptop that sleeps does not answer a connect at all; a live host on a home network answers in milliseconds.
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-
-/// A host that sleeps or loses power says no goodbye, and an unstreamed answer may be silent for minutes: the system asks
-/// the other side's kernel whether it is still there, and ends the connection after about a minute without an answer.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-const KEEPALIVE_RETRIES: u32 = 3;
 
 /// Idle connections are dropped after this, well within the patience of proxies that may stand in between.
 const POOL_IDLE: Duration = Duration::from_secs(30);
@@ -39,9 +33,10 @@ const POOL_IDLE: Duration = Duration::from_secs(30);
 const POOL_IDLE_MAX: usize = 64;
 
 /// The upstream. Clones share the pool.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Ollama {
-    client: Client<HttpConnector, Body>,
+    client: Client<Connector, Body>,
+    connector: Connector,
     url: UpstreamUrl,
     host: HeaderValue,
     authorization: Option<HeaderValue>,
@@ -50,12 +45,12 @@ pub struct Ollama {
 /// Why a request got no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum SendError {
-    /// No connection could be made: the upstream never saw the request, it is safe to send it again.
+    /// No connection could be made, or none that is trusted: the upstream never saw the request, it is safe to send it again.
     #[error("cannot connect to {url}: {cause}")]
     Unreachable {
         /// The upstream.
         url: String,
-        /// What the system said.
+        /// What the system said, or what is wrong with the certificate.
         cause: String,
     },
     /// The body that was to be sent broke off: the client's doing.
@@ -88,27 +83,31 @@ pub enum SendError {
 }
 
 impl Ollama {
-    /// A pool with no connection yet.
+    /// A pool with no connection yet. An upstream over https is vouched for by `roots`, or by those of this system, which are
+    /// read from its disk.
     ///
     /// # Errors
-    /// If the token cannot stand in a header.
-    pub fn new(url: UpstreamUrl, token: Option<&str>) -> Result<Ollama, String> {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(CONNECT_LIMIT));
-        connector.set_keepalive(Some(KEEPALIVE_IDLE));
-        connector.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
-        connector.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
+    /// If the token cannot stand in a header, the system trusts nobody, or no certificate can be for the upstream's name.
+    pub fn new(
+        url: UpstreamUrl,
+        token: Option<&str>,
+        roots: Option<Roots>,
+    ) -> Result<Ollama, String> {
+        let tls = match url.scheme() {
+            Scheme::Http => None,
+            Scheme::Https => Some(secured(&url, roots)?),
+        };
+        let connector = Connector::new(tls);
         let client = Client::builder(TokioExecutor::new())
             .pool_idle_timeout(POOL_IDLE)
             .pool_max_idle_per_host(POOL_IDLE_MAX)
             .pool_timer(TokioTimer::new())
             .http1_title_case_headers(true)
             .set_host(false)
-            .build(connector);
+            .build(connector.clone());
         let host = url.host_header();
         let authorization = token.map(bearer).transpose()?;
-        Ok(Ollama { client, url, host, authorization })
+        Ok(Ollama { client, connector, url, host, authorization })
     }
 
     /// Where it is.
@@ -139,6 +138,19 @@ impl Ollama {
         })
     }
 
+    /// A connection of its own, outside the pool.
+    ///
+    /// # Errors
+    /// [`SendError::Unreachable`].
+    pub(super) async fn connect(&self) -> Result<Link, SendError> {
+        let uri = self.url.join("/").parse::<Uri>().map_err(|fault| self.strange(&fault))?;
+        let connected = self.connector.clone().call(uri).await;
+        connected.map_err(|fault| SendError::Unreachable {
+            url: self.url.to_string(),
+            cause: chain(fault.as_ref()),
+        })
+    }
+
     /// Sets what every request to the upstream carries: its own `Host`, and foreman's token where one is configured.
     pub(super) fn identify(&self, headers: &mut HeaderMap) {
         headers.insert(HOST, self.host.clone());
@@ -161,6 +173,18 @@ impl Ollama {
     pub(super) fn broken(&self, cause: &(dyn std::error::Error + 'static)) -> SendError {
         SendError::Broken { url: self.url.to_string(), cause: chain(cause) }
     }
+}
+
+/// TLS to the upstream, and who it must prove to be.
+fn secured(url: &UpstreamUrl, roots: Option<Roots>) -> Result<Secured, String> {
+    let of_system = || {
+        let roots = Roots::of_system();
+        roots.map_err(|fault| {
+            format!("{fault}: name the CA of {} with FOREMAN_OLLAMA_CA", url.host())
+        })
+    };
+    let roots = roots.map_or_else(of_system, Ok)?;
+    Ok(Secured { client: tls::Client::new(roots)?, peer: tls::Peer::at(url.host())? })
 }
 
 /// Whether an exchange failed because the body to be sent did.

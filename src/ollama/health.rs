@@ -128,8 +128,16 @@ impl Health {
     }
 
     fn go_down(&self, reason: &str, now_ms: i64) {
+        let mut is_another_reason = false;
         let went_down = self.state.send_if_modified(|state| match state {
-            Upstream::Down { .. } => false,
+            // Still away, though for something else: what is told must help with what is wrong now.
+            Upstream::Down { reason: known, .. } => {
+                is_another_reason = known != reason;
+                if is_another_reason {
+                    *known = reason.to_owned();
+                }
+                false
+            }
             Upstream::Unknown | Upstream::Up { .. } => {
                 self.outages.fetch_add(1, Ordering::SeqCst);
                 *state = Upstream::Down { reason: reason.to_owned(), since_ms: now_ms };
@@ -138,6 +146,8 @@ impl Health {
         });
         if went_down {
             tracing::warn!(upstream.error = %reason, "ollama does not answer; jobs wait until it is back");
+        } else if is_another_reason {
+            tracing::info!(upstream.error = %reason, "ollama still does not answer, now for another reason");
         }
     }
 }

@@ -3,10 +3,12 @@
 
 pub mod calls;
 pub mod client;
+mod connector;
 pub mod health;
 pub mod hop;
 pub mod inventory;
 pub mod residency;
+pub mod routes;
 pub mod show;
 mod tether;
 pub mod url;

@@ -5,8 +5,6 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::client::conn::http1;
 use hyper::{Request, Uri};
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 
 use super::client::{Ollama, SendError};
 
@@ -19,10 +17,9 @@ impl Ollama {
     /// # Errors
     /// If there was no such connection to begin with.
     pub async fn tether(&self) -> Result<(), SendError> {
-        let stream = TcpStream::connect((self.url().host(), self.url().port())).await;
-        let stream = stream.map_err(|fault| self.broken(&fault))?;
+        let link = self.connect().await?;
         let (mut sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|fault| self.broken(&fault))?;
+            http1::handshake(link).await.map_err(|fault| self.broken(&fault))?;
         // Origin form: a server may not expect the whole URL in a request line.
         let joined: Uri = self.url().join("/").parse().map_err(|fault| self.strange(&fault))?;
         let path = joined.path_and_query().map_or("/", |path| path.as_str());

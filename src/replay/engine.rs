@@ -11,6 +11,7 @@ use crate::domain::learning::{Held, Learning, NamesOnly, Waiting};
 use crate::domain::model::{LoadKey, ModelName};
 use crate::domain::schedule::{Beside, Decision, Lane, Policy, Reason, decide};
 use crate::domain::threads::Threads;
+use crate::domain::turns::Turns;
 use crate::domain::whom::{ClientId, Whom};
 
 use super::report::Report;
@@ -61,8 +62,8 @@ struct Day<'a> {
     events: BinaryHeap<Reverse<(u64, Event)>>,
     now_us: u64,
     jobs: Vec<Arrived>,
-    /// By lane and class, in arrival order.
-    queues: BTreeMap<(usize, Class), BTreeSet<usize>>,
+    /// By lane and class, with the turns of their clients.
+    queues: BTreeMap<(usize, Class), Turns<Option<ClientId>>>,
     /// Keys in memory, the one used last at the end.
     resident: Vec<usize>,
     in_flight: Vec<usize>,
@@ -179,7 +180,8 @@ impl<'a> Day<'a> {
             from_ms: now_ms,
             until_ms: now_ms.saturating_add(max_wait_ms),
         });
-        self.queues.entry((lane, class)).or_default().insert(self.jobs.len());
+        let client = self.whom(source).map(|whom| whom.client);
+        self.queues.entry((lane, class)).or_default().enter(client, number(self.jobs.len()));
         self.jobs.push(Arrived { lane, at_us, service_us, source });
     }
 
@@ -256,7 +258,7 @@ impl<'a> Day<'a> {
         let heads = self
             .queues
             .iter()
-            .filter_map(|((lane, class), jobs)| jobs.first().map(|first| (*lane, *first, *class)));
+            .filter_map(|((lane, class), jobs)| Some((*lane, index(jobs.oldest()?), *class)));
         let chosen = heads.min_by_key(|(lane, first, _)| (rank(self, (*lane, *first)), *first));
         let Some((lane, _, class)) = chosen else { return Decision::Idle { until_ms: None } };
         let is_alone = self.in_flight.iter().all(|job| self.jobs[*job].lane == lane);
@@ -277,13 +279,13 @@ impl<'a> Day<'a> {
             .queues
             .iter()
             .filter_map(|((lane, class), jobs)| {
-                let first = *jobs.first()?;
+                let first = jobs.oldest()?;
                 Some(Waiting {
                     lane: Lane::Key(self.keys[*lane].clone()),
                     class: *class,
-                    jobs: u64::try_from(jobs.len()).unwrap_or(u64::MAX),
-                    seq: i64::try_from(first).unwrap_or(i64::MAX),
-                    ready_at_ms: ms(self.jobs[first].at_us),
+                    jobs: u64::try_from(jobs.jobs()).unwrap_or(u64::MAX),
+                    seq: first,
+                    ready_at_ms: ms(self.jobs[index(first)].at_us),
                 })
             })
             .collect();
@@ -331,17 +333,20 @@ impl<'a> Day<'a> {
         self.learning.load_times.measured(&load.to_string(), ms(self.load_us[lane]), None);
         self.take_events();
         let waiting = self.queues.iter().filter(|((queue, _), _)| *queue == lane);
-        let gate = waiting.filter_map(|(_, jobs)| jobs.last()).max().copied().unwrap_or(0);
-        let gate_seq = i64::try_from(gate).unwrap_or(i64::MAX);
+        let gate_seq = waiting.filter_map(|(_, jobs)| jobs.newest()).max().unwrap_or(0);
         self.learning.visits.began(&load.model, gate_seq, ms(self.now_us));
     }
 
     fn start(&mut self, lane: &Lane, class: Class) {
         let Some(key) = lane.key() else { return };
         let Some(lane) = self.keys.iter().position(|known| known == key) else { return };
-        let Some(job) = self.queues.get_mut(&(lane, class)).and_then(BTreeSet::pop_first) else {
-            return;
+        let Some(jobs) = self.queues.get_mut(&(lane, class)) else { return };
+        let taken = match self.setup.chooser {
+            Chooser::Fifo | Chooser::Drain => jobs.take_oldest(),
+            Chooser::Foreman => jobs.take(),
         };
+        let Some(job) = taken.map(index) else { return };
+        self.learning.classes.served(&key.to_string(), class);
         if let Some(place) = self.resident.iter().position(|held| *held == lane) {
             let held = self.resident.remove(place);
             self.resident.push(held);
@@ -365,6 +370,16 @@ impl<'a> Day<'a> {
         self.report.bound = lower_bound(&self.windows, self.slots);
         self.report
     }
+}
+
+/// The arrival number of a job, from its place in the list of those that have arrived.
+fn number(job: usize) -> i64 {
+    i64::try_from(job).unwrap_or(i64::MAX)
+}
+
+/// The reverse of [`number`].
+fn index(seq: i64) -> usize {
+    usize::try_from(seq).unwrap_or(usize::MAX)
 }
 
 fn job_id(job: usize) -> JobId {

@@ -121,7 +121,7 @@ pub struct GiveBack {
 }
 
 impl Store {
-    /// Claims the oldest ready job of this class in a lane with a fresh lease epoch and counts the attempt; `None` if none
+    /// Claims the next job of this class in a lane (clients take turns; a client's go by arrival) with a fresh lease epoch and counts the attempt; `None` if none
     /// is ready any more. Survives kill -9, so a job that kills the daemon is counted.
     ///
     /// # Errors
@@ -136,7 +136,7 @@ impl Store {
         self.write(Durability::Process, move |tx| life::claim(tx, &lane, class, event, at_ms)).await
     }
 
-    /// Claims up to `claims_max` ready jobs of this class in a lane to be worked on, the oldest first, in one write.
+    /// Claims up to `claims_max` ready jobs of this class in a lane to be worked on, in the order of their turns, in one write.
     ///
     /// # Errors
     /// Any of the store's; then nothing was claimed.

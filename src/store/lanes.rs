@@ -1,6 +1,6 @@
-//! What waits, for the worker's decision: for each lane and class how many, and the first that is ready. Never reads
-//! more than a few index entries for each lane, however many jobs wait. Called by the worker, and by the other queries
-//! of this room.
+//! What waits, for the worker's decision: for each lane and class how many, and which of them has been ready longest.
+//! Which is served next is told by [`super::turns`]. Never reads more than a few index entries for each lane, however many
+//! jobs wait. Called by the worker, and by the other queries of this room.
 
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Transaction, params};
 
@@ -21,11 +21,12 @@ pub struct WaitingLane {
     pub class: Class,
     /// How many wait, those that wait for a retry included; at least one.
     pub jobs: u64,
-    /// The first of them by arrival that is ready; `None` if all wait for a retry.
+    /// The one that has been ready longest; `None` if all wait for a retry.
     pub head: Option<WaitingHead>,
 }
 
-/// The job that is next in its lane and class.
+/// The job that has been ready longest in its lane and class: what is late is judged by it. The next to be served is another
+/// where it is another client's turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WaitingHead {
     /// Arrival number.
@@ -98,10 +99,10 @@ const DELAY_MS_MAX: i64 = 120_000;
 /// follows with the next look.
 const ENDED_MAX: u32 = 2_000;
 
-/// The first ready job of a lane and a class.
-pub(super) const HEAD: &str = "SELECT seq, ready_at_ms FROM job INDEXED BY job_ready
+/// The job of a lane and a class that has been ready longest.
+pub(super) const HEAD: &str = "SELECT seq, ready_at_ms FROM job INDEXED BY job_oldest
     WHERE state = 'queued' AND not_before_ms = 0 AND lane = ?1 AND class = ?2
-    ORDER BY seq LIMIT 1";
+    ORDER BY ready_at_ms, seq LIMIT 1";
 
 /// Delays and schedules that are over, and delays that cannot be: given while the clock was ahead.
 pub(super) const DELAYS_OVER: [&str; 2] = [
@@ -201,7 +202,20 @@ pub(super) fn waiting_of_class(tx: &Connection, class: Class) -> Result<u64, Sto
     Ok(rows::count(tx.prepare_cached(sql)?.query_row([class.name()], |row| row.get(0))?))
 }
 
-/// Looks for the first ready job of a lane and class, many times in one transaction.
+/// How many ready jobs of more urgent classes there are in a lane.
+pub(super) fn ready_above(tx: &Connection, lane: &str, class: Class) -> Result<u64, StoreError> {
+    let mut ready =
+        tx.prepare_cached("SELECT jobs - delayed FROM waiting WHERE lane = ?1 AND class = ?2")?;
+    let mut above: u64 = 0;
+    for other in Class::ALL.into_iter().filter(|other| *other < class) {
+        let jobs: Option<i64> =
+            ready.query_row(params![lane, other.name()], |row| row.get(0)).optional()?;
+        above = above.saturating_add(jobs.map_or(0, rows::count));
+    }
+    Ok(above)
+}
+
+/// Looks for the longest ready job of a lane and class, many times in one transaction.
 pub(super) struct Heads<'tx> {
     statement: CachedStatement<'tx>,
 }

@@ -16,6 +16,7 @@ use super::error::StoreError;
 use super::jobs::{Claim, Ending, GaveBack, GiveBack};
 use super::lanes;
 use super::rows::{self, HeaderList};
+use super::turns;
 
 /// Headers that may hold a client's credentials.
 const CREDENTIALS: [&str; 4] = ["authorization", "cookie", "proxy-authorization", "x-api-key"];
@@ -38,7 +39,7 @@ pub(super) fn claim(
 ) -> Result<Option<Claim>, StoreError> {
     let Some(to) = State::Queued.after(event) else { return Ok(None) };
     lanes::end_delays(tx, at_ms)?;
-    let Some(head) = lanes::Heads::prepare(tx)?.find(lane, class)? else { return Ok(None) };
+    let Some(next) = turns::next(tx, lane, class)? else { return Ok(None) };
     let sql = format!(
         "UPDATE job SET state = ?2, class = ?3, lease_epoch = lease_epoch + 1, attempts = attempts + 1,
                 claimed_at_ms = ?4, working_at_ms = CASE WHEN ?2 = 'working' THEN ?4 END
@@ -48,7 +49,7 @@ pub(super) fn claim(
     );
     let claimed: Option<(i64, i64)> = tx
         .prepare_cached(&sql)?
-        .query_row(params![head.seq, to.name(), class.name(), at_ms], |row| {
+        .query_row(params![next, to.name(), class.name(), at_ms], |row| {
             Ok((row.get(0)?, row.get(1)?))
         })
         .optional()?;

@@ -25,6 +25,7 @@ mod rows;
 mod schema;
 mod space;
 mod trace;
+mod turns;
 mod view;
 mod writer;
 

@@ -1,14 +1,14 @@
-//! The overview for `foreman status`: lanes, jobs in flight, the first waiting jobs, in one read transaction. Costs a
+//! The overview for `foreman status`: lanes, jobs in flight, the next waiting jobs, in one read transaction. Costs a
 //! few index look-ups for each lane and each job listed, however many wait. Called by `http`.
 
-use rusqlite::{OptionalExtension, Transaction, params};
+use rusqlite::{OptionalExtension, Params, Transaction};
 
 use crate::domain::job::Class;
 
 use super::Store;
 use super::error::StoreError;
 use super::lanes::{self, Count, Heads};
-use super::rows;
+use super::{rows, turns};
 
 /// A lane of the queue, for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,9 +19,9 @@ pub struct LaneSummary {
     pub depth: u64,
     /// Those of them that wait for a retry.
     pub delayed: u64,
-    /// Arrival number of the oldest.
+    /// Arrival number of the oldest: of those that have been ready longest in their class, and those that wait for a retry.
     pub oldest_seq: i64,
-    /// When the oldest was admitted.
+    /// When that was admitted.
     pub oldest_at_ms: i64,
     /// Jobs that wait in it by class, the most urgent first, without those of which there are none.
     pub by_class: Vec<(Class, u64)>,
@@ -65,19 +65,23 @@ pub struct Overview {
     pub lanes: Vec<LaneSummary>,
     /// Jobs in flight.
     pub live: Vec<OpenJob>,
-    /// The first waiting jobs, oldest first.
+    /// The next waiting jobs: those that are ready in the order of service, then the others by when they will be.
     pub waiting: Vec<OpenJob>,
     /// Jobs by state.
     pub jobs_by_state: Vec<(String, u64)>,
 }
 
 impl Store {
-    /// The overview, with at most `jobs_max` waiting jobs listed.
+    /// The overview, with at most `jobs_max` waiting jobs listed: those of the lanes in `order` first, then those of others.
     ///
     /// # Errors
     /// Any of the store's.
-    pub async fn overview(&self, jobs_max: usize) -> Result<Overview, StoreError> {
-        self.read(move |tx| overview(tx, jobs_max)).await
+    pub async fn overview(
+        &self,
+        order: Vec<String>,
+        jobs_max: usize,
+    ) -> Result<Overview, StoreError> {
+        self.read(move |tx| overview(tx, &order, jobs_max)).await
     }
 }
 
@@ -89,18 +93,23 @@ pub(super) const OLDEST_DELAYED: &str = "SELECT seq FROM job INDEXED BY job_put_
 /// Jobs in flight: as many as are served at once.
 pub(super) const LIVE: &str = "job INDEXED BY job_live WHERE state IN ('loading','working')";
 
-/// Waiting jobs, by an index of their own: history lies before them in the table.
-pub(super) const WAITING: &str = "job INDEXED BY job_waiting WHERE state = 'queued'";
+/// Jobs that wait for a retry, or for the time they are scheduled for.
+pub(super) const DELAYED: &str =
+    "job INDEXED BY job_delayed WHERE state = 'queued' AND not_before_ms <> 0";
 
-fn overview(tx: &Transaction<'_>, jobs_max: usize) -> Result<Overview, StoreError> {
+fn overview(
+    tx: &Transaction<'_>,
+    order: &[String],
+    jobs_max: usize,
+) -> Result<Overview, StoreError> {
     let jobs_by_state = tx
         .prepare_cached("SELECT state, jobs FROM tally")?
         .query_map([], |row| Ok((row.get(0)?, rows::count(row.get(1)?))))?
         .collect::<Result<Vec<_>, _>>()?;
     Ok(Overview {
         lanes: summaries(tx)?,
-        live: open_jobs(tx, LIVE, jobs_max)?,
-        waiting: open_jobs(tx, WAITING, jobs_max)?,
+        live: open_jobs(tx, &open_jobs_sql(LIVE, "seq"), [rows::to_column(jobs_max)])?,
+        waiting: waiting(tx, order, jobs_max)?,
         jobs_by_state,
     })
 }
@@ -146,22 +155,48 @@ fn summary(
     })
 }
 
-/// The statement that lists the jobs of `source`, oldest first.
-pub(super) fn open_jobs_sql(source: &str) -> String {
+/// The next waiting jobs, class by class in each lane.
+fn waiting(
+    tx: &Transaction<'_>,
+    order: &[String],
+    jobs_max: usize,
+) -> Result<Vec<OpenJob>, StoreError> {
+    let mut counts = lanes::counts(tx)?;
+    let place = |lane: &str| order.iter().position(|other| other == lane).unwrap_or(usize::MAX);
+    counts.sort_by_cached_key(|count| (place(&count.lane), count.lane.clone(), count.class));
+    let one = open_jobs_sql("job WHERE seq = ?2", "seq");
+    let mut jobs = Vec::new();
+    for count in counts {
+        let room = jobs_max.saturating_sub(jobs.len());
+        if room == 0 {
+            break;
+        }
+        for seq in turns::first_jobs(tx, &count.lane, count.class, room)? {
+            jobs.extend(open_jobs(tx, &one, [1, seq])?);
+        }
+    }
+    let room = jobs_max.saturating_sub(jobs.len());
+    let delayed = open_jobs_sql(DELAYED, "not_before_ms, seq");
+    jobs.extend(open_jobs(tx, &delayed, [rows::to_column(room)])?);
+    Ok(jobs)
+}
+
+/// The statement that lists the jobs of `source` in an order.
+pub(super) fn open_jobs_sql(source: &str, order: &str) -> String {
     format!(
         "SELECT seq, id, state, lane, model, dialect, attempts, created_at_ms, claimed_at_ms, not_before_ms, last_error,
                 class, lease_epoch
-         FROM {source} ORDER BY seq LIMIT ?1"
+         FROM {source} ORDER BY {order} LIMIT ?1"
     )
 }
 
 fn open_jobs(
     tx: &Transaction<'_>,
-    source: &str,
-    jobs_max: usize,
+    sql: &str,
+    bounds: impl Params,
 ) -> Result<Vec<OpenJob>, StoreError> {
-    let mut statement = tx.prepare_cached(&open_jobs_sql(source))?;
-    let jobs = statement.query_map(params![rows::to_column(jobs_max)], |row| {
+    let mut statement = tx.prepare_cached(sql)?;
+    let jobs = statement.query_map(bounds, |row| {
         Ok(OpenJob {
             seq: row.get(0)?,
             id: row.get(1)?,

@@ -94,7 +94,7 @@ fn recover_one(
 /// A clock that was set back while foreman was away would leave jobs ready in the future, where nothing is ever due.
 /// Reads the index only, and writes nothing as a rule.
 pub(super) const CLAMP_READY: &str = "UPDATE job SET ready_at_ms = ?1 WHERE seq IN (
-    SELECT seq FROM job INDEXED BY job_ready WHERE state = 'queued' AND not_before_ms = 0 AND ready_at_ms > ?1)";
+    SELECT seq FROM job INDEXED BY job_oldest WHERE state = 'queued' AND not_before_ms = 0 AND ready_at_ms > ?1)";
 
 /// Makes the jobs that clients waited for `batch`, and their connections lost. Of those that outlive their callers, however
 /// many, nothing is read or written.

@@ -29,10 +29,11 @@ const JOURNAL_BYTES_MAX: i64 = 64 * 1024 * 1024;
 /// Prepared statements kept by a connection: more than there are, so that none is parsed twice.
 pub(super) const STATEMENTS_CACHED: usize = 64;
 
-pub(super) const MIGRATIONS: [&str; 3] = [
+pub(super) const MIGRATIONS: [&str; 4] = [
     include_str!("migrations/1.sql"),
     include_str!("migrations/2.sql"),
     include_str!("migrations/3.sql"),
+    include_str!("migrations/4.sql"),
 ];
 
 /// Refuses a SQLite with the known corruption bug; only a foreman built against the system's SQLite can have one.

@@ -1,6 +1,6 @@
 //! Jobs as people and programs look at them: one with its history, or a list by filters, newest first. Read only.
 
-use rusqlite::{Connection, OptionalExtension, Row, ToSql, params};
+use rusqlite::{Connection, OptionalExtension, Row, ToSql};
 
 use crate::domain::dialect::Dialect;
 use crate::domain::job::{Class, Counters, JobId, State};
@@ -8,6 +8,7 @@ use crate::domain::job::{Class, Counters, JobId, State};
 use super::Store;
 use super::error::StoreError;
 use super::rows;
+use super::turns;
 
 /// A job, for people. Times are milliseconds since 1970.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -173,13 +174,13 @@ impl Store {
         self.look(move |tx| list(tx, &filter, after, jobs_max)).await
     }
 
-    /// How many ready jobs of its lane would be served before this one: those of more urgent classes and the older ones of
-    /// its own. `None` if it is not ready, or beyond `count_max`.
+    /// How many ready jobs of its lane would be served before this one: those of more urgent classes, and those of its own
+    /// whose turn is earlier. `None` if it is not ready, or beyond `count_max`.
     ///
     /// # Errors
     /// Any of the store's.
     pub async fn ahead_in_lane(&self, seq: i64, count_max: u32) -> Result<Option<u64>, StoreError> {
-        self.look(move |tx| ahead_in_lane(tx, seq, count_max)).await
+        self.look(move |tx| turns::ahead(tx, seq, count_max)).await
     }
 
     /// The request of a job, if it is kept: path, query and body.
@@ -361,26 +362,4 @@ fn list(
     let has_more = jobs.len() > jobs_max;
     jobs.truncate(jobs_max);
     Ok(Listed { jobs, has_more })
-}
-
-fn ahead_in_lane(tx: &Connection, seq: i64, count_max: u32) -> Result<Option<u64>, StoreError> {
-    let sql =
-        "SELECT lane, class FROM job WHERE seq = ?1 AND state = 'queued' AND not_before_ms = 0";
-    let found: Option<(String, String)> = tx
-        .prepare_cached(sql)?
-        .query_row([seq], |row| Ok((row.get(0)?, row.get(1)?)))
-        .optional()?;
-    let Some((lane, class)) = found else { return Ok(None) };
-    let class = rows::class(&class)?;
-    let mut ahead = 0;
-    for other in Class::ALL.into_iter().filter(|other| *other <= class) {
-        let sql = "SELECT COUNT(*) FROM (SELECT 1 FROM job INDEXED BY job_ready
-                   WHERE state = 'queued' AND not_before_ms = 0 AND lane = ?1 AND class = ?2 AND seq < ?3 LIMIT ?4)";
-        let bound = if other == class { seq } else { i64::MAX };
-        let count: i64 = tx
-            .prepare_cached(sql)?
-            .query_row(params![lane, other.name(), bound, count_max], |row| row.get(0))?;
-        ahead += rows::count(count);
-    }
-    Ok((ahead < u64::from(count_max)).then_some(ahead))
 }

@@ -15,9 +15,8 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::pki_types::ServerName;
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+
+use crate::tls::{self, Roots};
 
 use super::address;
 use super::url::{Host, Target};
@@ -31,7 +30,7 @@ const REPLY_BYTES_MAX: usize = 64 * 1024;
 /// Sends deliveries. Clones share the roots of trust.
 #[derive(Clone, Default)]
 pub(super) struct Poster {
-    tls: Arc<OnceCell<Arc<ClientConfig>>>,
+    tls: Arc<OnceCell<tls::Client>>,
 }
 
 /// A reply, without its body.
@@ -82,39 +81,22 @@ impl Poster {
         if !target.is_tls {
             return exchange(stream, request, seen).await;
         }
-        let name = match &target.host {
-            Host::Address(address) => ServerName::IpAddress((*address).into()),
-            Host::Name(name) => ServerName::try_from(name.trim_end_matches('.').to_owned())
-                .map_err(|fault| format!("its name cannot be a certificate's: {fault}"))?,
+        let peer = match &target.host {
+            Host::Address(address) => tls::Peer::at(&address.to_string()),
+            Host::Name(name) => tls::Peer::at(name),
         };
-        let connector = TlsConnector::from(self.tls().await?);
-        let stream = connector.connect(name, stream).await;
-        let stream = stream.map_err(|fault| format!("no TLS connection: {fault}"))?;
+        let stream = self.tls().await?.handshake(&peer?, stream).await?;
         exchange(stream, request, seen).await
     }
 
     /// The platform's roots, read when the first `https` receiver is told.
-    async fn tls(&self) -> Result<Arc<ClientConfig>, String> {
+    async fn tls(&self) -> Result<&tls::Client, String> {
         let read = || async {
-            let found = tokio::task::spawn_blocking(rustls_native_certs::load_native_certs);
-            let found = found.await.map_err(|fault| fault.to_string())?;
-            let mut roots = RootCertStore::empty();
-            roots.add_parsable_certificates(found.certs);
-            match roots.is_empty() {
-                true => Err("this system has no root certificates".to_owned()),
-                false => Ok(Arc::new(trusting(roots)?)),
-            }
+            let found = tokio::task::spawn_blocking(Roots::of_system);
+            tls::Client::new(found.await.map_err(|fault| fault.to_string())??)
         };
-        self.tls.get_or_try_init(read).await.cloned()
+        self.tls.get_or_try_init(read).await
     }
-}
-
-fn trusting(roots: RootCertStore) -> Result<ClientConfig, String> {
-    let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
-    let config =
-        ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let config = config.map_err(|fault| format!("TLS cannot be set up: {fault}"))?;
-    Ok(config.with_root_certificates(roots).with_no_client_auth())
 }
 
 fn request(

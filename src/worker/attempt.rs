@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use hyper::header::CONTENT_ENCODING;
 use hyper::{Method, Request, Response};
 
 use tokio::time::Sleep;
@@ -22,8 +23,10 @@ use crate::ollama::client::{BodyError, SendError, full_body};
 use crate::ollama::hop::strip_hop_by_hop;
 use crate::ollama::wire::answer::{AnswerKind, AnswerScanner, ScanState, Verdict};
 use crate::ollama::wire::cut::without_keep_alive;
+use crate::ollama::wire::encoding::{decoded, is_undone};
 use crate::ollama::wire::keep_alive::KeepAlive;
 use crate::ollama::wire::peek::{Peek, Shape, peek};
+use crate::ollama::wire::search::may_search;
 use crate::ollama::wire::unstreamed::is_half;
 use crate::store::{Claim, HeaderList};
 
@@ -31,6 +34,7 @@ use super::answer_kind::answer_kind;
 use super::conclude::Conclusion;
 use super::output::{Head, KeepError, Output, Timings};
 use super::run::waited_ms;
+use super::searches::Searching;
 use super::{Hands, brief};
 
 /// An error answer is read up to here for its text; Ollama's are a sentence.
@@ -58,6 +62,7 @@ impl Hands {
         let attempt = claim.lease_epoch;
         output.start_over(Timings { attempt, queue_ms: waited_ms(claim), load_ms });
         let body = self.body_to_send(claim, key);
+        let _searching = self.may_search(claim, key).await;
         let conclusion = tokio::select! {
             // In this order: a stop closes the clients' connections too, and that must not look like their leaving.
             biased;
@@ -95,6 +100,22 @@ impl Hands {
             self.heed(claim.kind, key, keep_alive);
         }
         without_keep_alive(claim.body.clone(), &request.keep_alive_members)
+    }
+
+    /// Takes note of a job for which Ollama may search, for as long as it is in flight.
+    async fn may_search(&self, claim: &Claim, key: Option<&LoadKey>) -> Option<Searching> {
+        let key = key?;
+        let encoding = claim.headers.iter().find(|(name, _)| name == CONTENT_ENCODING.as_str());
+        let (dialect, body) = (claim.dialect, claim.body.clone());
+        let may = match encoding.filter(|(_, value)| is_undone(dialect, value)) {
+            None => may_search(dialect, &body),
+            // A few bytes may stand for 20 MiB.
+            Some(_) => {
+                let undone = move || decoded(&body).is_ok_and(|said| may_search(dialect, &said));
+                tokio::task::spawn_blocking(undone).await.unwrap_or(false)
+            }
+        };
+        may.then(|| self.handle.searches().begin(key))
     }
 
     fn heed(&self, kind: Kind, key: &LoadKey, keep_alive: KeepAlive) {
@@ -197,7 +218,8 @@ impl Hands {
         mut body: Incoming,
         kind: AnswerKind,
     ) -> Conclusion {
-        let is_stream = !matches!(kind, AnswerKind::JsonBody | AnswerKind::Opaque);
+        let is_raw = kind == AnswerKind::OpaqueStream;
+        let has_mark = !matches!(kind, AnswerKind::JsonBody | AnswerKind::Opaque) && !is_raw;
         let mut scanner = AnswerScanner::new(kind);
         let mut framing_over: Option<Pin<Box<Sleep>>> = None;
         let ended = loop {
@@ -210,17 +232,18 @@ impl Hands {
                     self.see_first_byte(output);
                     scanner.feed(&data);
                     output.count_records(scanner.records_before_error());
-                    if is_stream && is_decided(scanner.state()) && framing_over.is_none() {
+                    if has_mark && is_decided(scanner.state()) && framing_over.is_none() {
                         output.decide();
                         framing_over = Some(Box::pin(tokio::time::sleep(FRAMING_LIMIT)));
                     }
                     if let Err(fault) = output.push(data).await {
                         return not_kept(&fault);
                     }
-                    let is_begun = scanner.records_before_error() > 0
+                    let is_begun = is_raw
+                        || scanner.records_before_error() > 0
                         || *scanner.state() == ScanState::Whole
                         || output.bytes() > HIDDEN_BYTES_MAX;
-                    if is_stream && is_begun && !output.is_shown() {
+                    if (has_mark || is_raw) && is_begun && !output.is_shown() {
                         output.show();
                         fail_point::reach("answer.shown");
                     }
@@ -244,7 +267,7 @@ impl Hands {
                 Conclusion::Told { fault: Fault::Told(told_by_text(&text)), text }
             }
             // The end mark was seen: the answer is whole even if the connection broke after it.
-            Verdict::Whole if is_stream || (is_framed && !is_half) => Conclusion::Whole,
+            Verdict::Whole if has_mark || (is_framed && !is_half) => Conclusion::Whole,
             Verdict::Whole | Verdict::Cut | Verdict::Malformed => match ended {
                 Some(ended) => self.ended(ended).await,
                 None => truncated(),

@@ -18,6 +18,7 @@ use super::border::{BorderHold, Chore};
 use super::mind::{Arrival, Installed, Mind};
 use super::output::{End, Output, Refusal};
 use super::outputs::Outputs;
+use super::searches::Searches;
 
 /// The worker, from outside. Clones share everything.
 #[derive(Clone)]
@@ -28,6 +29,7 @@ pub struct WorkerHandle {
     counts: Arc<Counts>,
     chores: mpsc::Sender<Chore>,
     mind: Mind,
+    searches: Searches,
     store: Store,
     tasks: Tasks,
 }
@@ -93,7 +95,8 @@ impl WorkerHandle {
         tasks: Tasks,
     ) -> WorkerHandle {
         let (wake, deadlines, counts) = (Arc::default(), Arc::default(), Arc::default());
-        WorkerHandle { outputs, wake, deadlines, counts, chores, mind, store, tasks }
+        let searches = Searches::default();
+        WorkerHandle { outputs, wake, deadlines, counts, chores, mind, searches, store, tasks }
     }
 
     /// What was learned.
@@ -146,6 +149,11 @@ impl WorkerHandle {
     /// The outputs of open jobs.
     pub fn outputs(&self) -> &Outputs {
         &self.outputs
+    }
+
+    /// The jobs for which Ollama may search by itself.
+    pub fn searches(&self) -> &Searches {
+        &self.searches
     }
 
     /// The counts.

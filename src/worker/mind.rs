@@ -253,6 +253,15 @@ impl Mind {
         } else if !matches!(decision, Decision::Busy) && inner.holding.take().is_some() {
             inner.hold_misses += 1;
         }
+        match decision {
+            Decision::Run { lane, class, .. } => {
+                inner.learning.classes.served(&lane.to_string(), *class);
+            }
+            Decision::Swap { load, class, .. } => {
+                inner.learning.classes.served(&load.to_string(), *class);
+            }
+            Decision::Hold { .. } | Decision::Busy | Decision::Idle { .. } => (),
+        }
         if let Some(explained) = explain(decision, now_ms) {
             tracing::debug!(decision = explained.decision, job.lane = %explained.subject, reason = explained.reason,
                 "decided: {}", explained.because);

@@ -16,6 +16,7 @@ pub mod output;
 mod outputs;
 mod patience;
 mod run;
+mod searches;
 mod swap;
 mod watch;
 
@@ -40,6 +41,7 @@ use flight::InFlight;
 pub use handle::{Counts, Forecast, WorkerHandle};
 pub use mind::Arrival;
 use mind::Mind;
+pub use searches::{Searches, Searching};
 
 /// Chores that may wait for a border. Each is a person's delete, a reconnect, or an embed whose model is not resident.
 const CHORES_MAX: usize = 256;

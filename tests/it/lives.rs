@@ -3,6 +3,7 @@
 //!
 //! More cases: `FOREMAN_TEST_LIVES=500`. A failure prints its case, and proptest keeps its seed.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use bytes::Bytes;
@@ -12,6 +13,7 @@ use foreman::domain::learning::{Held, Learning, NamesOnly, Waiting};
 use foreman::domain::model::{LoadKey, ModelName, RunnerOptions};
 use foreman::domain::retry::Charge;
 use foreman::domain::schedule::{Decision, Lane, Policy, decide};
+use foreman::domain::turns::Turns;
 use foreman::store::{
     Admission, Claim, Ending, Extras, GaveBack, GiveBack, Measured, NewJob, QueueLimits, Store,
     WaitingLane,
@@ -34,6 +36,7 @@ enum Act {
     Arrive {
         key: usize,
         class: usize,
+        client: usize,
     },
     /// The client of some waiting job leaves.
     Leave {
@@ -67,7 +70,8 @@ fn any_act() -> impl Strategy<Value = Act> {
         1 => Just(Outcome::LoadFails),
     ];
     prop_oneof![
-        6 => (0..4_usize, 0..3_usize).prop_map(|(key, class)| Act::Arrive { key, class }),
+        6 => (0..4_usize, 0..3_usize, 0..3_usize)
+            .prop_map(|(key, class, client)| Act::Arrive { key, class, client }),
         1 => (0..50_usize).prop_map(|which| Act::Leave { which }),
         6 => outcome.prop_map(Act::Turn),
         1 => Just(Act::Restart),
@@ -83,6 +87,7 @@ struct Job {
     seq: i64,
     lane: String,
     class: Class,
+    client: usize,
     not_before_ms: i64,
     is_waiting: bool,
     ends: u32,
@@ -95,6 +100,10 @@ struct Life<'a> {
     resident: Option<LoadKey>,
     now_ms: i64,
     jobs: Vec<Job>,
+    /// The ready jobs by lane and class, and whose turn it is.
+    turns: BTreeMap<(String, Class), Turns<usize>>,
+    /// Which jobs are among them, and where.
+    entered: BTreeMap<i64, (String, Class)>,
     /// Loads since the last job that ran.
     idle_loads: u32,
 }
@@ -111,7 +120,9 @@ impl Life<'_> {
 
     async fn act(&mut self, act: Act) {
         match act {
-            Act::Arrive { key: index, class } => self.arrive(index, Class::ALL[class]).await,
+            Act::Arrive { key: index, class, client } => {
+                self.arrive(index, Class::ALL[class], client).await;
+            }
             Act::Leave { which } => self.leave(which).await,
             Act::Turn(outcome) => self.turn(outcome).await,
             Act::Restart => self.restart().await,
@@ -126,7 +137,7 @@ impl Life<'_> {
         }
     }
 
-    async fn arrive(&mut self, index: usize, class: Class) {
+    async fn arrive(&mut self, index: usize, class: Class, client: usize) {
         let id = JobId(Ulid::from_parts(1, u128::try_from(self.jobs.len()).unwrap()));
         let lane = Lane::Key(key(index)).to_string();
         let job = NewJob {
@@ -136,7 +147,7 @@ impl Life<'_> {
             lane: lane.clone(),
             model: "m".to_owned(),
             class,
-            client: String::new(),
+            client: client.to_string(),
             is_streamed: false,
             path_and_query: "/api/chat".to_owned(),
             headers: Vec::new(),
@@ -148,7 +159,7 @@ impl Life<'_> {
         let Admission::Admitted { seq } = admitted else { panic!("{admitted:?}") };
         self.learning.rates.arrived(&lane, self.now_ms, true);
         let (not_before_ms, is_waiting) = (0, true);
-        self.jobs.push(Job { id, seq, lane, class, not_before_ms, is_waiting, ends: 0 });
+        self.jobs.push(Job { id, seq, lane, class, client, not_before_ms, is_waiting, ends: 0 });
     }
 
     async fn leave(&mut self, which: usize) {
@@ -184,9 +195,27 @@ impl Life<'_> {
         }
     }
 
+    /// Takes in which jobs have become ready, and which are no more, each where it waits now.
+    fn take_turns(&mut self) {
+        for job in &self.jobs {
+            let place = (job.lane.clone(), job.class);
+            let is_ready = job.is_waiting && job.not_before_ms == 0;
+            if let Some(before) = self.entered.get(&job.seq).cloned()
+                && (!is_ready || before != place)
+            {
+                self.turns.get_mut(&before).unwrap().leave(&job.client, job.seq);
+                self.entered.remove(&job.seq);
+            }
+            if is_ready && self.entered.insert(job.seq, place.clone()).is_none() {
+                self.turns.entry(place).or_default().enter(job.client, job.seq);
+            }
+        }
+    }
+
     /// What the worker does in a turn, up to the end of the job.
     async fn turn(&mut self, outcome: Outcome) {
         self.end_delays();
+        self.take_turns();
         let waiting = self.store().waiting_lanes(self.now_ms).await.unwrap();
         let waiting: Vec<Waiting> = waiting.iter().filter_map(WaitingLane::ready).collect();
         let resident = self.resident.iter();
@@ -243,17 +272,17 @@ impl Life<'_> {
         self.work(claim, &Lane::Key(load), outcome).await;
     }
 
-    /// Claims, and checks that it is the first ready job of its lane and class by arrival.
+    /// Claims, and checks that it is the oldest ready job of the client whose turn it is in the lane and class.
     async fn claim(&mut self, lane: &Lane, class: Class, event: Event) -> Claim {
         let text = lane.to_string();
         let claim = self.store().claim(text.clone(), class, event, self.now_ms).await.unwrap();
         let claim = claim.expect("the scheduler named a lane without a ready job");
         self.end_delays();
-        let is_ready = |job: &&Job| {
-            job.is_waiting && job.lane == text && job.class == class && job.not_before_ms == 0
-        };
-        let first = self.jobs.iter().filter(is_ready).map(|job| job.seq).min();
-        assert_eq!(Some(claim.seq), first, "not the first of {text} {class:?}");
+        self.take_turns();
+        let first = self.turns.get_mut(&(text.clone(), class)).and_then(Turns::take);
+        assert_eq!(Some(claim.seq), first, "not the next of {text} {class:?}");
+        self.entered.remove(&claim.seq);
+        self.learning.classes.served(&text, class);
         let job = self.jobs.iter_mut().find(|job| job.seq == claim.seq).unwrap();
         job.is_waiting = false;
         claim
@@ -312,7 +341,7 @@ impl Life<'_> {
         for job in &self.jobs {
             assert_eq!((job.is_waiting, job.ends), (false, 1), "{job:?}");
         }
-        let overview = self.store().overview(10).await.unwrap();
+        let overview = self.store().overview(Vec::new(), 10).await.unwrap();
         assert!(overview.lanes.is_empty() && overview.live.is_empty(), "{overview:?}");
         let ended: u64 = overview
             .jobs_by_state
@@ -335,10 +364,13 @@ async fn live(acts: &[Act]) {
         resident: None,
         now_ms: BEGIN_MS,
         jobs: Vec::new(),
+        turns: BTreeMap::new(),
+        entered: BTreeMap::new(),
         idle_loads: 0,
     };
     for act in acts {
         life.act(*act).await;
+        life.take_turns();
     }
     life.settle().await;
     life.store().close().await;

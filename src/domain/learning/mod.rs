@@ -4,6 +4,7 @@
 //! Pure: times are passed in, what is worth keeping over a restart is answered and stored by the caller. The worker has one,
 //! and `replay` one per simulated day.
 
+mod classes;
 mod cooling;
 mod load_times;
 mod rates;
@@ -12,6 +13,7 @@ mod visits;
 
 use std::collections::BTreeSet;
 
+pub use classes::Classes;
 pub use cooling::Coolings;
 pub use load_times::LoadTimes;
 pub use rates::Rates;
@@ -37,9 +39,11 @@ pub struct Learning {
     pub coolings: Coolings,
     /// What is known of each model's time in memory.
     pub visits: Visits,
+    /// Which class of a lane was served when.
+    pub classes: Classes,
 }
 
-/// A class of a lane with its first ready job.
+/// A class of a lane with the job that has been ready longest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Waiting {
     /// The lane.
@@ -48,7 +52,7 @@ pub struct Waiting {
     pub class: Class,
     /// How many wait.
     pub jobs: u64,
-    /// Arrival number of the first that is ready.
+    /// Arrival number of the one that has been ready longest.
     pub seq: i64,
     /// Since when it may run.
     pub ready_at_ms: i64,
@@ -198,6 +202,7 @@ impl Learning {
     ) -> Vec<Queue> {
         let lanes: BTreeSet<&Lane> = waiting.iter().map(|waiting| &waiting.lane).collect();
         let of_lane = |lane: &Lane| {
+            let text = lane.to_string();
             let mut heads: Vec<Head> = waiting
                 .iter()
                 .filter(|waiting| waiting.lane == *lane)
@@ -207,6 +212,7 @@ impl Learning {
                     ready_at_ms: waiting.ready_at_ms,
                     due_at_ms: policy.due_at_ms(waiting.class, waiting.ready_at_ms),
                     jobs: waiting.jobs,
+                    served: self.classes.last_served(&text, waiting.class),
                 })
                 .collect();
             heads.sort_by_key(|head| head.class);

@@ -21,12 +21,12 @@ pub struct Board {
     pub policy: Policy,
 }
 
-/// A lane with its first ready jobs.
+/// A lane with its longest waiting jobs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Queue {
     /// The lane.
     pub lane: Lane,
-    /// The first ready job of each class that has one, most urgent class first. Never empty.
+    /// The longest waiting job of each class that has a ready one, most urgent class first. Never empty.
     pub heads: Vec<Head>,
     /// What making its key resident is expected to take.
     pub load_ms: i64,
@@ -42,7 +42,10 @@ pub struct Queue {
     pub barred_until_ms: i64,
 }
 
-/// The first ready job of one class in a lane.
+/// One class in a lane, with the job of it that has been ready longest.
+///
+/// By that job it is judged what is late, and what a visit owes. Which one runs is another matter: clients take turns
+/// (`domain::turns`), and the store knows whose it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Head {
     /// The class.
@@ -55,6 +58,8 @@ pub struct Head {
     pub due_at_ms: i64,
     /// How many jobs of this class wait in the lane.
     pub jobs: u64,
+    /// Grows with each job served: when this class was last, in this lane. 0: never, as far as known.
+    pub served: u64,
 }
 
 impl Queue {
@@ -63,12 +68,15 @@ impl Queue {
         self.heads.iter().map(|head| head.jobs).sum()
     }
 
-    /// The job to run next: one past its due time first, then by class, then by arrival.
+    /// The class to serve next: the most urgent one, or one with a job past its due time. Those take turns, the one served
+    /// longest ago first, so that a thousand late jobs neither wait for ever nor make everybody else late.
     pub fn first(&self, now_ms: i64) -> Option<&Head> {
-        let overdue = self.heads.iter().filter(|head| head.due_at_ms <= now_ms);
-        overdue
-            .min_by_key(|head| (head.due_at_ms, head.seq))
-            .or_else(|| self.heads.iter().min_by_key(|head| (head.class, head.seq)))
+        let best = self.class();
+        let is_overdue = |head: &Head| head.due_at_ms <= now_ms;
+        let contenders = self.heads.iter().filter(|head| head.class == best || is_overdue(head));
+        contenders.min_by_key(|head| {
+            (head.served, !is_overdue(head), head.due_at_ms, head.class, head.seq)
+        })
     }
 
     /// The head that is due first.

@@ -2,7 +2,7 @@
 //!
 //! Called by `worker` with real boards and by `replay` with those of recorded or made-up days.
 //!
-//! Everything for what is resident is finished first (*drain*), by class, then by arrival. Another key takes over when a job
+//! Everything for what is resident is finished first (*drain*), by class, and in a class its clients take turns. Another key takes over when a job
 //! of its own is about to become late (*rotate*), when everything resident is of a lower class (*preempt*), or when the
 //! resident lanes are dry and nobody is worth waiting for (*hold*). A load that fits beside what is resident is no swap.
 //! docs/scheduling.md explains the rules, ADR 0012 why they are these.
@@ -26,7 +26,7 @@ pub use rotate::RESIDENCE_LOADS;
 /// What the worker shall do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
-    /// Run the first ready job of this lane and class as things are.
+    /// Run the next job of this lane and class as things are.
     Run {
         /// The lane.
         lane: Lane,
@@ -35,7 +35,7 @@ pub enum Decision {
         /// Why.
         reason: Reason,
     },
-    /// Unload these, then load the key, then run the first ready job of its lane and class.
+    /// Unload these, then load the key, then run the next job of its lane and class.
     Swap {
         /// The victims, in order; none for a confirmation or a load that fits beside.
         unload: Vec<ModelName>,
@@ -138,7 +138,8 @@ fn is_served(board: &Board, queue: &Queue) -> bool {
     }
 }
 
-/// The best job of the lanes that are served as things are: one past its due time first, then by class, then by arrival.
+/// The best class of the lanes that are served as things are: one with a job past its due time first, then by class, then by
+/// arrival.
 fn drain(board: &Board, mine: &[&Queue]) -> Decision {
     let heads = mine.iter().filter_map(|queue| Some((*queue, queue.first(board.now_ms)?)));
     let best = heads.min_by_key(|(_, head)| match head.due_at_ms <= board.now_ms {

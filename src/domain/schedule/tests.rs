@@ -14,7 +14,7 @@ fn key(model: &str, num_ctx: Option<i64>) -> LoadKey {
 fn head(class: Class, seq: i64, waited_ms: i64) -> Head {
     let ready_at_ms = NOW_MS - waited_ms;
     let due_at_ms = Policy::default().due_at_ms(class, ready_at_ms);
-    Head { class, seq, ready_at_ms, due_at_ms, jobs: 1 }
+    Head { class, seq, ready_at_ms, due_at_ms, jobs: 1, served: 0 }
 }
 
 /// A lane of a model for which everything else in memory has to go.
@@ -248,7 +248,7 @@ fn a_higher_class_does_not_wait_for_the_gate_of_a_lower_one() {
 }
 
 #[test]
-fn inside_a_lane_the_class_counts_then_arrival_but_the_overdue_go_first() {
+fn inside_a_lane_the_class_counts_but_the_overdue_go_first() {
     let lane = |normal_ms| {
         let heads = [head(Class::Interactive, 9, 1_000), head(Class::Normal, 3, normal_ms)];
         board(&[queue("a", &heads)], &[resident("a", 1_000)])
@@ -259,6 +259,30 @@ fn inside_a_lane_the_class_counts_then_arrival_but_the_overdue_go_first() {
     };
     assert_eq!(class(&lane(500_000)), Class::Interactive);
     assert_eq!(class(&lane(600_001)), Class::Normal);
+}
+
+/// A thousand late jobs of a low class went before everything that was not late, and before what became late after them.
+#[test]
+fn overdue_classes_and_the_most_urgent_one_take_turns() {
+    let late = |class, served| Head { jobs: 1_000, served, ..head(class, 1, 50_000_000) };
+    let mut served = [0; 3];
+    let mut order = Vec::new();
+    for turn in 1..=6 {
+        let heads = [
+            Head { served: served[0], ..head(Class::Interactive, 9, 1_000) },
+            late(Class::Normal, served[1]),
+            late(Class::Batch, served[2]),
+        ];
+        let board = board(&[queue("a", &heads)], &[resident("a", 1_000)]);
+        let Decision::Run { class, .. } = decide(&board) else { panic!("{board:?}") };
+        served[Class::ALL.iter().position(|other| *other == class).unwrap()] = turn;
+        order.push(class);
+    }
+    let [interactive, normal, batch] = Class::ALL;
+    assert_eq!(order[..3], order[3..]);
+    order.truncate(3);
+    order.sort();
+    assert_eq!(order, [interactive, normal, batch]);
 }
 
 /// A client of the dry key `a` that is back within a second, most likely.

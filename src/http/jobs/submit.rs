@@ -22,6 +22,7 @@ use super::super::error::Told;
 use super::super::follow;
 use super::super::intake::{self, Asked, Asker, hashed, marks, new_job};
 use super::super::placement::{Known, Placement, place, place_request};
+use super::super::plain::Plain;
 use super::super::prefer::idempotency_key;
 use super::super::problem::{Code, Problem};
 use super::super::queued::{ended_answer, tell_how};
@@ -288,20 +289,22 @@ pub(in super::super) async fn respond_async(
     body: Bytes,
     native: Native,
 ) -> Result<Response, Told> {
-    let place = match place(edge, native.dialect, &parts.headers, &body, Known::Last).await {
+    let plain = Plain::of(edge, native.dialect, &parts.headers, &body).await;
+    let place = match place(edge, native.dialect, &parts.headers, &plain, Known::Last).await {
         Placement::Queue(place) => place,
         Placement::Forward(reason) => {
             tracing::debug!(http.path = parts.uri.path(), reason, "forwarded beside the queue");
             let mut again = Request::new(()).into_parts().0;
             again.clone_from(parts);
-            return Ok(pass::pass_bytes(edge, again, body).await);
+            return Ok(pass::pass_bytes(edge, again, body, ()).await);
         }
     };
     let asker = Asker::of(edge, parts);
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
-    let request = (native.dialect, path, &body);
+    let request = (native.dialect, path, &plain.known_by(&body));
     let is_work = place.kind == Kind::Run;
     let marks = marks(edge, &asker, request, (&place.model, native.key)).await;
+    drop(plain);
     let extras = Extras {
         is_async: true,
         idempotency: marks.idempotency,

@@ -24,6 +24,8 @@ pub enum AnswerKind {
     JsonBody,
     /// Anything else: whole if its framing was, which the caller knows.
     Opaque,
+    /// The same, with bytes that are of use as they come.
+    OpaqueStream,
 }
 
 /// What the bytes so far say.
@@ -98,7 +100,7 @@ impl AnswerScanner {
             AnswerKind::ResponsesStream => Framing::Events(Dialect::Responses, SseLines::default()),
             AnswerKind::MessagesStream => Framing::Events(Dialect::Messages, SseLines::default()),
             AnswerKind::JsonBody => Framing::Body(Record::default()),
-            AnswerKind::Opaque => Framing::Opaque,
+            AnswerKind::Opaque | AnswerKind::OpaqueStream => Framing::Opaque,
         };
         let (usage, done) = (Usage::default(), None);
         Self { framing, state: ScanState::Open, usage, done, records: 0 }

@@ -203,7 +203,9 @@ impl Sampling {
             | Dialect::OpenAiEmbeddings
             | Dialect::Responses
             | Dialect::Messages
-            | Dialect::Transcription => false,
+            | Dialect::Transcription
+            | Dialect::Images
+            | Dialect::Other(_) => false,
         };
         let has_seed = matches!(dialect, Dialect::OpenAiChat | Dialect::OpenAiCompletions);
         let Document::Object(members) = open(body).ok()? else { return None };

@@ -5,6 +5,7 @@
 
 use super::json::{Event, Fault, Kind, is_space};
 use super::scanner::Scanner;
+use super::text::key_names;
 use std::ops::Range;
 
 /// One member of the outermost object.
@@ -110,6 +111,20 @@ pub fn elements(array: &[u8]) -> impl Iterator<Item = &[u8]> {
         while scanner.next(array, &mut at).ok()?? != Event::Closes {}
         Some(&array[start..at])
     })
+}
+
+/// The value of the last member of that name that is not null, if the body is an object and whole.
+#[must_use]
+pub fn last_member<'a>(body: &'a [u8], name: &str) -> Option<(Kind, &'a [u8])> {
+    let Ok(Document::Object(members)) = open(body) else { return None };
+    let mut found = None;
+    for member in members {
+        let member = member.ok()?;
+        if member.kind != Kind::Null && key_names(&body[member.key.clone()], name) {
+            found = Some((member.kind, &body[member.value]));
+        }
+    }
+    found
 }
 
 /// Whether an array, given with its brackets, holds anything.

@@ -21,6 +21,8 @@ pub fn is_half(dialect: Dialect, body: &[u8]) -> bool {
         // Ollama calls these completed whatever happened, or they carry no reason at all.
         Dialect::Responses
         | Dialect::Transcription
+        | Dialect::Images
+        | Dialect::Other(_)
         | Dialect::Embed
         | Dialect::Embeddings
         | Dialect::OpenAiEmbeddings => false,

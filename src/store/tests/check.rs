@@ -8,9 +8,11 @@ type Row = (i64, String, String, String, [bool; 3], [i64; 3], [Option<i64>; 1], 
 
 impl Life {
     pub(super) async fn check(&mut self) {
+        self.model.settle();
         self.check_rows().await;
         self.check_logs().await;
         self.check_waiting().await;
+        self.check_turns().await;
         self.check_events().await;
     }
 
@@ -143,6 +145,31 @@ impl Life {
         assert_eq!(self.store.next_ready_at_ms(now_ms).await.unwrap(), next);
         let next = queued().filter_map(|job| job.deadline_ms).min();
         assert_eq!(self.store.next_deadline_ms().await.unwrap(), next);
+    }
+
+    /// The order in which what is ready would be served, and the place of each job in it.
+    async fn check_turns(&self) {
+        let clients = self.store.read(|tx| {
+            let sql = "SELECT COUNT(*), COALESCE(SUM(jobs), 0) FROM turn";
+            Ok(tx.query_row(sql, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))?)
+        });
+        let (clients, jobs) = clients.await.unwrap();
+        let (mut expected, mut ready) = (BTreeSet::new(), 0);
+        for lane in ["a", "b"] {
+            let mut ahead = 0;
+            for class in Class::ALL {
+                let order = self.model.order(lane, class);
+                let first = self.store.read(move |tx| turns::first_jobs(tx, lane, class, 100));
+                assert_eq!(first.await.unwrap(), order, "{lane} {class:?}");
+                for seq in order {
+                    assert_eq!(self.store.ahead_in_lane(seq, 100).await.unwrap(), Some(ahead));
+                    let job = self.model.jobs.iter().find(|job| job.seq == seq).unwrap();
+                    expected.insert((lane, class, job.new.client.clone()));
+                    (ahead, ready) = (ahead + 1, ready + 1);
+                }
+            }
+        }
+        assert_eq!((usize::try_from(clients).unwrap(), jobs), (expected.len(), ready));
     }
 
     /// What a subscriber sees is each change of state, once, in order, and the log behind it says the same.

@@ -38,6 +38,7 @@ enum Step {
 struct Asked {
     lane: &'static str,
     class: Class,
+    client: &'static str,
     is_async: bool,
     run_in_ms: Option<i64>,
     deadline_in_ms: Option<i64>,
@@ -57,7 +58,7 @@ fn asked() -> impl Strategy<Value = Asked> {
     let times = (some(0.3, 0..400), some(0.3, 0..600));
     (
         prop::sample::select(vec!["a", "b"]),
-        prop::sample::select(Class::ALL.to_vec()),
+        (prop::sample::select(Class::ALL.to_vec()), prop::sample::select(vec!["", "x", "y"])),
         any::<[bool; 2]>(),
         times,
         names,
@@ -65,13 +66,14 @@ fn asked() -> impl Strategy<Value = Asked> {
         .prop_map(
             |(
                 lane,
-                class,
+                (class, client),
                 [is_async, has_webhook],
                 (run_in_ms, deadline_in_ms),
                 (key, attach_key, likeness),
             )| Asked {
                 lane,
                 class,
+                client,
                 is_async,
                 run_in_ms,
                 deadline_in_ms,
@@ -160,7 +162,7 @@ impl Life {
                 .likeness
                 .map(|(of, takes_done)| Likeness { hash: hash(of), takes_done }),
         };
-        NewJob { extras, ..of_class(asked.lane, asked.class) }
+        NewJob { extras, client: asked.client.to_owned(), ..of_class(asked.lane, asked.class) }
     }
 
     async fn take(&mut self, step: &Step) {

@@ -2,6 +2,7 @@
 //! share.
 
 mod deliveries;
+mod fair;
 mod jobs;
 mod kept;
 mod learning;

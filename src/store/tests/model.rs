@@ -1,10 +1,11 @@
 //! The store as its users understand it: jobs in a list, no SQL. `machine` compares the two.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 use crate::domain::job::State;
 use crate::domain::retry::INTERRUPTIONS_MAX;
+use crate::domain::turns::Turns;
 
 /// A delay that seems longer was given while the clock was ahead.
 const DELAY_MS_MAX: i64 = 120_000;
@@ -21,6 +22,8 @@ pub(super) struct Known {
     pub(super) is_cancelling: bool,
     pub(super) not_before_ms: i64,
     pub(super) run_at_ms: i64,
+    pub(super) created_at_ms: i64,
+    pub(super) ready_at_ms: i64,
     pub(super) deadline_ms: Option<i64>,
     pub(super) counters: [u32; 3],
     pub(super) epoch: i64,
@@ -42,6 +45,10 @@ impl Known {
         matches!(self.state, State::Loading | State::Working)
     }
 
+    pub(super) fn is_ready(&self) -> bool {
+        self.state == State::Queued && self.not_before_ms == 0
+    }
+
     pub(super) fn is_scheduled(&self) -> bool {
         self.not_before_ms != 0 && self.not_before_ms == self.run_at_ms
     }
@@ -53,6 +60,10 @@ pub(super) struct Model {
     pub(super) jobs: Vec<Known>,
     pub(super) purged: BTreeSet<JobId>,
     last_seq: i64,
+    /// The ready jobs by lane and class, and whose turn it is.
+    pub(super) turns: BTreeMap<(String, Class), Turns<String>>,
+    /// Which jobs are among them, and where.
+    pub(super) entered: BTreeMap<i64, (String, Class)>,
     /// What a subscriber sees.
     pub(super) live: Vec<(JobId, Option<State>, State)>,
 }
@@ -157,6 +168,8 @@ impl Model {
             is_cancelling: false,
             not_before_ms: run_at_ms,
             run_at_ms,
+            created_at_ms: now_ms,
+            ready_at_ms: now_ms.max(run_at_ms),
             deadline_ms: extras.deadline_ms,
             counters: [0; 3],
             epoch: 0,
@@ -171,19 +184,21 @@ impl Model {
     pub(super) fn end_delays(&mut self, now_ms: i64) {
         for job in self.jobs.iter_mut().filter(|job| job.state == State::Queued) {
             let is_strange = !job.is_scheduled() && job.not_before_ms > now_ms + DELAY_MS_MAX;
-            if job.not_before_ms <= now_ms || is_strange {
+            if job.not_before_ms != 0 && (job.not_before_ms <= now_ms || is_strange) {
                 job.not_before_ms = 0;
+                job.ready_at_ms = job.ready_at_ms.min(now_ms);
             }
         }
+        self.settle();
     }
 
-    /// The first ready job of a lane and class.
+    /// The job of a lane and class that has been ready longest.
     pub(super) fn head(&self, lane: &str, class: Class) -> Option<&Known> {
-        self.jobs.iter().find(|job| {
-            job.state == State::Queued
-                && job.not_before_ms == 0
-                && (job.new.lane.as_str(), job.class) == (lane, class)
-        })
+        let ready = self
+            .jobs
+            .iter()
+            .filter(|job| job.is_ready() && (job.new.lane.as_str(), job.class) == (lane, class));
+        ready.min_by_key(|job| (job.ready_at_ms, job.seq))
     }
 
     pub(super) fn claim(
@@ -194,7 +209,8 @@ impl Model {
         now_ms: i64,
     ) -> Option<(i64, i64)> {
         self.end_delays(now_ms);
-        let seq = self.head(lane, class)?.seq;
+        let seq = self.turns.get_mut(&(lane.to_owned(), class))?.take()?;
+        self.entered.remove(&seq);
         let index = self.jobs.iter().position(|job| job.seq == seq)?;
         let job = &mut self.jobs[index];
         job.epoch += 1;
@@ -233,6 +249,7 @@ impl Model {
             Charge::Nothing => job.counters[0] -= 1,
         }
         job.not_before_ms = if back.not_before_ms > back.at_ms { back.not_before_ms } else { 0 };
+        job.ready_at_ms = job.created_at_ms.max(back.not_before_ms);
         self.enter(index, State::Queued, back.at_ms);
         GaveBack::Queued
     }
@@ -276,7 +293,7 @@ impl Model {
             return Reopening::Full(waiting);
         }
         (job.is_async, job.is_lost, job.counters) = (true, false, [0; 3]);
-        (job.not_before_ms, job.run_at_ms) = (0, 0);
+        (job.not_before_ms, job.run_at_ms, job.ready_at_ms) = (0, 0, now_ms);
         job.deadline_ms = job.deadline_ms.filter(|deadline_ms| *deadline_ms > now_ms);
         self.enter(index, State::Queued, now_ms);
         Reopening::Reopened(None)
@@ -328,6 +345,9 @@ impl Model {
         let mut recovered = Recovered { waiting: self.waiting(), ..Recovered::default() };
         for index in 0..self.jobs.len() {
             let job = &mut self.jobs[index];
+            if job.is_ready() {
+                job.ready_at_ms = job.ready_at_ms.min(now_ms);
+            }
             if job.state == State::Queued && !job.is_async && !job.is_lost {
                 (job.class, job.is_lost) = (Class::Batch, true);
             } else if job.is_in_flight() && job.is_cancelling {
@@ -341,7 +361,7 @@ impl Model {
                     continue;
                 }
                 job.counters[0] -= 1;
-                job.not_before_ms = 0;
+                (job.not_before_ms, job.ready_at_ms) = (0, job.ready_at_ms.min(now_ms));
                 if !job.is_async {
                     (job.class, job.is_lost) = (Class::Batch, true);
                 }

@@ -135,7 +135,7 @@ async fn a_database_of_the_first_version_is_taken_over() {
         .unwrap()
         .query_row("PRAGMA user_version", [], |row| row.get::<_, i64>(0))
         .unwrap();
-    assert_eq!(version, 3);
+    assert_eq!(version, 4);
 }
 
 /// A database of the second version: jobs in each state, some of them demoted by the number of an opening alone, one put off

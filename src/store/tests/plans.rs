@@ -9,29 +9,36 @@ async fn the_queue_is_read_by_index_alone() {
     let folder = tempfile::tempdir().unwrap();
     let (store, _) = Store::open(&folder.path().join("a.db"), 0).unwrap();
     let delays_over = lanes::DELAYS_OVER.map(lanes::delays_over);
-    let waiting = overview::open_jobs_sql(overview::WAITING);
-    let live = overview::open_jobs_sql(overview::LIVE);
-    let expected: [(&str, &[&str]); 9] = [
-        (lanes::HEAD, &["SEARCH job USING COVERING INDEX job_ready (lane=? AND class=?)"]),
+    let delayed = overview::open_jobs_sql(overview::DELAYED, "not_before_ms, seq");
+    let live = overview::open_jobs_sql(overview::LIVE, "seq");
+    let by_client = "SEARCH job USING COVERING INDEX job_ready (lane=? AND class=? AND client=?";
+    let (after, older) = (format!("{by_client} AND seq>?)"), format!("{by_client} AND seq<?)"));
+    let expected: [(&str, &[&str]); 12] = [
+        (lanes::HEAD, &["SEARCH job USING COVERING INDEX job_oldest (lane=? AND class=?)"]),
+        (turns::NEXT, &[&format!("{by_client})")]),
+        (turns::AFTER, &[&after]),
+        (turns::OLDER, &[&older]),
         (lanes::WAITING, &[]),
         (&delays_over[0], &["SEARCH job USING COVERING INDEX job_delayed (not_before_ms<?)"]),
         (&delays_over[1], &["SEARCH job USING INDEX job_put_off (not_before_ms>?)"]),
         (lanes::NEXT_READY, &["SEARCH job USING COVERING INDEX job_delayed (not_before_ms>?)"]),
         (overview::OLDEST_DELAYED, &["SEARCH job USING INDEX job_put_off_in_lane (lane=?)"]),
-        (&waiting, &["SCAN job USING INDEX job_waiting"]),
+        (&delayed, &["SCAN job USING INDEX job_delayed"]),
         (trace::RAN_LAST, &["SCAN job USING INDEX job_ran"]),
         // At an opening, of the index alone.
         (
             recovery::CLAMP_READY,
             &[
                 "SEARCH job USING INTEGER PRIMARY KEY (rowid=?)",
-                "SCAN job USING COVERING INDEX job_ready",
+                "SCAN job USING COVERING INDEX job_oldest",
             ],
         ),
     ];
     for (sql, steps) in expected {
         reads(&store, sql, steps).await;
     }
+    let turn = "SEARCH turn USING COVERING INDEX turn_next (lane=? AND class=?)";
+    assert_eq!(plan(&store, turns::CLIENTS).await, [turn]);
     // Few are in flight: those may be sorted.
     assert_eq!(plan(&store, &live).await[0], "SEARCH job USING INDEX job_live (state=?)");
 }

@@ -7,7 +7,7 @@ use super::*;
 /// A step of a random life.
 #[derive(Debug, Clone)]
 enum Step {
-    Admit { lane: &'static str, class: Class },
+    Admit { lane: &'static str, class: Class, client: &'static str },
     Claim { lane: &'static str },
     Finish,
     GiveBack { delay_ms: i64 },
@@ -21,7 +21,8 @@ fn step() -> impl Strategy<Value = Step> {
     let lane = prop::sample::select(vec!["a", "b", "c"]);
     let class = prop::sample::select(Class::ALL.to_vec());
     prop_oneof![
-        8 => (lane.clone(), class).prop_map(|(lane, class)| Step::Admit { lane, class }),
+        8 => (lane.clone(), class, prop::sample::select(vec!["", "x"]))
+            .prop_map(|(lane, class, client)| Step::Admit { lane, class, client }),
         4 => lane.prop_map(|lane| Step::Claim { lane }),
         2 => Just(Step::Finish),
         3 => (0_i64..3).prop_map(|some| Step::GiveBack { delay_ms: some * 1_000 }),
@@ -46,8 +47,8 @@ impl Life {
         self.now_ms += 1;
         let now_ms = self.now_ms;
         match step {
-            Step::Admit { lane, class } => {
-                let job = of_class(lane, class);
+            Step::Admit { lane, class, client } => {
+                let job = NewJob { client: client.to_owned(), ..of_class(lane, class) };
                 self.ids.push(job.id);
                 admit(&self.store, job, now_ms).await;
             }
@@ -95,7 +96,7 @@ impl Life {
             .store
             .read(|tx| {
                 let sql = "SELECT lane, class, seq, not_before_ms, ready_at_ms, created_at_ms FROM job NOT INDEXED
-                           WHERE state = 'queued' ORDER BY seq";
+                           WHERE state = 'queued' ORDER BY ready_at_ms, seq";
                 let mut statement = tx.prepare(sql)?;
                 let rows = statement.query_map([], |row| row.try_into())?;
                 Ok(rows.collect::<Result<_, _>>()?)
@@ -135,15 +136,20 @@ proptest! {
             runtime.block_on(life.take(step));
         }
         let recounted = runtime.block_on(life.recount());
-        let shown = runtime.block_on(life.store.overview(100)).unwrap();
+        let shown = runtime.block_on(life.store.overview(Vec::new(), 100)).unwrap();
         prop_assert_eq!(&runtime.block_on(life.store.waiting_lanes(life.now_ms)).unwrap(), &recounted);
         prop_assert_eq!(runtime.block_on(life.recount()), recounted.clone());
         let depth: u64 = recounted.iter().map(|lane| lane.jobs).sum();
         prop_assert_eq!(shown.lanes.iter().map(|lane| lane.depth).sum::<u64>(), depth);
         for lane in &shown.lanes {
-            let first = shown.waiting.iter().find(|job| job.lane == lane.lane).unwrap();
-            prop_assert_eq!(lane.oldest_seq, first.seq);
-            prop_assert_eq!(lane.oldest_at_ms, first.created_at_ms);
+            let oldest = shown.waiting.iter().find(|job| job.seq == lane.oldest_seq).unwrap();
+            prop_assert_eq!(&oldest.lane, &lane.lane);
+            prop_assert_eq!(lane.oldest_at_ms, oldest.created_at_ms);
+        }
+        prop_assert_eq!(u64::try_from(shown.waiting.len()).unwrap(), depth);
+        let expected = |lane: &WaitingLane| lane.head.map_or(0, |_| 1);
+        prop_assert!(recounted.iter().map(expected).sum::<usize>() <= shown.waiting.len());
+        {
         }
     }
 }

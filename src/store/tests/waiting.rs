@@ -71,9 +71,9 @@ async fn an_opening_makes_all_that_clients_waited_for_batch() {
     }
     let (store, _) = Store::open(&path, 3).unwrap();
     let young = admit(&store, of_class("a", Class::Interactive), 4).await;
-    let shown = store.overview(10).await.unwrap();
+    let shown = store.overview(Vec::new(), 10).await.unwrap();
     let classes: Vec<&str> = shown.waiting.iter().map(|job| job.class.as_str()).collect();
-    assert_eq!(classes, ["batch", "batch", "batch", "batch", "interactive"]);
+    assert_eq!(classes, ["interactive", "batch", "batch", "batch", "batch"]);
     for seq in [young, seqs[0], seqs[1], seqs[2], seqs[3]] {
         assert_eq!(claim(&store, "a", 5).await.seq, seq);
     }
@@ -132,12 +132,15 @@ async fn a_job_is_ready_since_its_delay_was_over() {
     let lanes = store.waiting_lanes(500).await.unwrap();
     assert_eq!(lanes[0].jobs, 2);
     assert_eq!(lanes[0].head, Some(WaitingHead { seq: at_once.seq, ready_at_ms: 3 }));
-    let lane = &store.overview(10).await.unwrap().lanes[0];
+    let lane = &store.overview(Vec::new(), 10).await.unwrap().lanes[0];
     assert_eq!((lane.depth, lane.delayed, lane.oldest_seq), (2, 1, delayed.seq));
     let lanes = store.waiting_lanes(1_500).await.unwrap();
-    assert_eq!(lanes[0].head, Some(WaitingHead { seq: delayed.seq, ready_at_ms: 1_000 }));
+    assert_eq!(lanes[0].head, Some(WaitingHead { seq: at_once.seq, ready_at_ms: 3 }));
     assert_eq!(store.next_ready_at_ms(1_500).await.unwrap(), None);
-    assert_eq!(store.overview(10).await.unwrap().lanes[0].delayed, 0);
+    assert_eq!(store.overview(Vec::new(), 10).await.unwrap().lanes[0].delayed, 0);
+    assert_eq!(claim(&store, "a", 1_500).await.seq, delayed.seq, "by arrival");
+    let head = store.waiting_lanes(1_500).await.unwrap()[0].head;
+    assert_eq!(head, Some(WaitingHead { seq: at_once.seq, ready_at_ms: 3 }));
 }
 
 #[tokio::test]
@@ -154,7 +157,7 @@ async fn the_overview_tells_each_lane_by_class() {
     }
     let running = admit(&store, of_class("c", Class::Normal), 6).await;
     claim(&store, "c", 7).await;
-    let shown = store.overview(2).await.unwrap();
+    let shown = store.overview(Vec::new(), 2).await.unwrap();
     let lane = LaneSummary {
         lane: "a".to_owned(),
         depth: 3,
@@ -166,7 +169,7 @@ async fn the_overview_tells_each_lane_by_class() {
     assert_eq!(shown.lanes, [lane]);
     let listed: Vec<(i64, &str)> =
         shown.waiting.iter().map(|job| (job.seq, job.class.as_str())).collect();
-    assert_eq!(listed, [(oldest, "batch"), (oldest + 1, "normal")]);
+    assert_eq!(listed, [(oldest + 1, "normal"), (oldest, "batch")]);
     let live: Vec<(i64, &str)> =
         shown.live.iter().map(|job| (job.seq, job.class.as_str())).collect();
     assert_eq!(live, [(running, "normal")]);

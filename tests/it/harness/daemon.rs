@@ -141,6 +141,11 @@ impl Starting {
         tokio::time::timeout(DEADLINE, served).await.unwrap()
     }
 
+    /// What it logged before it served.
+    pub(crate) fn seen(&self) -> &str {
+        &self.seen
+    }
+
     /// Waits for its death at an armed fail point, before it serves.
     pub(crate) async fn dies(mut self) {
         let served = self.try_serves().await;

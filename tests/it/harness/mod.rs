@@ -4,6 +4,7 @@
 pub(crate) mod client;
 pub(crate) mod daemon;
 pub(crate) mod fake_foreman;
+pub(crate) mod front;
 pub(crate) mod jobs;
 pub(crate) mod random;
 pub(crate) mod raw;

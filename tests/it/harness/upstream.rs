@@ -24,6 +24,7 @@ pub(crate) const SCRIPTED_HEAD: &str = "X-Script: head";
 pub(crate) struct Upstream {
     pub(crate) addr: SocketAddr,
     asked: mpsc::Receiver<Asked>,
+    routes: Arc<Mutex<Vec<String>>>,
     serving: JoinHandle<()>,
 }
 
@@ -47,6 +48,7 @@ impl Drop for Upstream {
 struct World {
     tags: Value,
     resident: Arc<Mutex<Vec<String>>>,
+    routes: Arc<Mutex<Vec<String>>>,
     asked: mpsc::Sender<Asked>,
 }
 
@@ -56,7 +58,9 @@ impl Upstream {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let (sender, asked) = mpsc::channel(64);
-        let world = World { tags, resident: Arc::default(), asked: sender };
+        let routes: Arc<Mutex<Vec<String>>> = Arc::default();
+        let world =
+            World { tags, resident: Arc::default(), routes: Arc::clone(&routes), asked: sender };
         let serving = tokio::spawn(async move {
             // The connections end with this task, so that the drop closes them too.
             let mut connections = tokio::task::JoinSet::new();
@@ -65,7 +69,7 @@ impl Upstream {
                 connections.spawn(serve(stream, world.clone()));
             }
         });
-        Upstream { addr, asked, serving }
+        Upstream { addr, asked, routes, serving }
     }
 
     /// An upstream with these chat models.
@@ -80,6 +84,11 @@ impl Upstream {
 
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.addr)
+    }
+
+    /// Has it say that it takes a POST on this path.
+    pub(crate) fn has_route(&self, path: &str) {
+        self.routes.lock().unwrap().push(path.to_owned());
     }
 
     /// The next scripted request.
@@ -127,6 +136,12 @@ async fn serve(mut stream: TcpStream, world: World) -> io::Result<()> {
             drop(world.asked.send(Asked { head, body, stream }).await);
             return Ok(());
         }
+        if world.has_post(&head) {
+            let refusal =
+                "HTTP/1.1 405 Method Not Allowed\r\nAllow: POST\r\nContent-Length: 0\r\n\r\n";
+            stream.write_all(refusal.as_bytes()).await?;
+            continue;
+        }
         let (status, answer) = match world.answer(&head, &body) {
             Some(value) => ("200 OK", value.to_string()),
             None => ("404 Not Found", "404 page not found".to_owned()),
@@ -164,6 +179,14 @@ async fn read_body(stream: &mut TcpStream, head: &str, body: &mut Vec<u8>) -> io
 }
 
 impl World {
+    /// Whether this asks for the methods of a path that takes a POST.
+    fn has_post(&self, head: &str) -> bool {
+        let mut words = head.split(' ');
+        let is_options = words.next() == Some("OPTIONS");
+        let path = words.next().unwrap_or_default();
+        is_options && self.routes.lock().unwrap().iter().any(|known| known == path)
+    }
+
     /// A client's unload takes the model out of ps, whatever the test answers to it.
     fn heed_unload(&self, body: &[u8]) {
         let asked: Value = serde_json::from_slice(body).unwrap_or_default();

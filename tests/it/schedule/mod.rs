@@ -7,6 +7,7 @@ mod classes;
 mod embeds;
 mod external;
 mod failed_loads;
+mod fair;
 mod hold;
 mod invariants;
 mod learned;

@@ -201,6 +201,17 @@ pub enum Cloud {
     Answers,
 }
 
+/// Which routes there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Era {
+    /// 0.15 to 0.31: `/v1/images/generations` and `/v1/images/edits` too.
+    Images,
+    /// 0.33.
+    Known,
+    /// A version to come, with `/api/imagine`, which takes the GPU.
+    Later,
+}
+
 /// A stub's configuration; `StubConfig::default()` has no models.
 #[derive(Clone, Debug)]
 pub struct StubConfig {
@@ -242,6 +253,14 @@ pub struct StubConfig {
     pub host_check: bool,
     /// Refuses foreign `Origin` headers with 403, as Ollama does.
     pub origin_check: bool,
+    /// Which routes there are.
+    pub era: Era,
+    /// Web searches that a model asks for when its prompt speaks of one; Ollama makes three at most.
+    pub searches: u32,
+    /// How Ollama's own client calls itself in them.
+    pub search_agent: String,
+    /// Time for all searches of a request together.
+    pub search_budget: Duration,
     /// What cloud names get.
     pub cloud: Cloud,
     /// Bytes of each request body kept in the log.
@@ -276,6 +295,10 @@ impl Default for StubConfig {
             fixed_time: false,
             host_check: true,
             origin_check: true,
+            era: Era::Known,
+            searches: 1,
+            search_agent: "ollama/0.33.0 (amd64 linux) Go/go1.26.6".to_owned(),
+            search_budget: Duration::from_mins(5),
             cloud: Cloud::Unreachable,
             log_body_bytes_max: 1024 * 1024,
             log_entries_max: 50_000,

@@ -342,6 +342,17 @@ pub(crate) struct Collected {
     pub(crate) summary: Option<Summary>,
 }
 
+impl Collected {
+    /// The same as pieces, for what streams it after all.
+    pub(crate) fn into_pieces(self) -> Vec<Piece> {
+        let mut pieces = Vec::new();
+        pieces.extend(self.thinking.map(Piece::Thinking));
+        pieces.push(Piece::Text(self.text));
+        pieces.push(self.summary.map_or(Piece::Ended, Piece::Done));
+        pieces
+    }
+}
+
 /// Runs a session to its end.
 pub(crate) async fn collect(mut session: Session) -> Result<Collected, Failure> {
     let mut collected = Collected::default();

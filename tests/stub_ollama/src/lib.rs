@@ -16,6 +16,7 @@ mod catalog;
 mod clock;
 mod config;
 mod decode;
+mod encoding;
 mod faults;
 mod fields;
 mod generation;
@@ -34,7 +35,7 @@ mod stub;
 mod vocabulary;
 mod world;
 
-pub use config::{Capability, Cloud, Model, StubConfig};
+pub use config::{Capability, Cloud, Era, Model, StubConfig};
 pub use faults::{Action, Cut, Fault, Stage};
 pub use log::{Counts, End, LogEntry, Resident, Snapshot};
 pub use options::RunnerOptions;

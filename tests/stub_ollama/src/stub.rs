@@ -62,6 +62,7 @@ impl Stub {
             Scheduler::new(&config, Arc::clone(&board), Arc::clone(&faults), Arc::clone(&clock));
         let (commands, orders) = mpsc::channel(COMMANDS_MAX);
         let world = World::new(config, clock, board, faults, scheduler, commands.downgrade());
+        world.set_ollama_host(address);
         let world = Arc::new(world);
         let tasks = vec![
             tokio::spawn(server::run(Arc::clone(&world), listener, address, orders)),
@@ -103,6 +104,11 @@ impl Stub {
     /// Forgets the totals and the log; runners and models stay.
     pub fn reset(&self) {
         self.world.board.reset();
+    }
+
+    /// Has Ollama's own client find Ollama here, as with another `OLLAMA_HOST`. At first that is the stub itself.
+    pub fn set_ollama_host(&self, address: SocketAddr) {
+        self.world.set_ollama_host(address);
     }
 
     /// Arms a fault.

@@ -1,5 +1,6 @@
 //! Everything the handlers of one stub share.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::mpsc;
@@ -24,6 +25,8 @@ pub(crate) struct World {
     /// Weak, because the listening task that receives the commands holds this world.
     pub(crate) commands: mpsc::WeakSender<Command>,
     catalog: Mutex<Catalog>,
+    /// Where Ollama's own client finds Ollama.
+    ollama_host: Mutex<Option<SocketAddr>>,
 }
 
 impl World {
@@ -36,7 +39,16 @@ impl World {
         commands: mpsc::WeakSender<Command>,
     ) -> Self {
         let catalog = Mutex::new(Catalog::new(&config.models, clock.wall_ns()));
-        Self { config, clock, board, faults, scheduler, commands, catalog }
+        let ollama_host = Mutex::default();
+        Self { config, clock, board, faults, scheduler, commands, catalog, ollama_host }
+    }
+
+    pub(crate) fn ollama_host(&self) -> Option<SocketAddr> {
+        *self.ollama_host.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set_ollama_host(&self, address: SocketAddr) {
+        *self.ollama_host.lock().unwrap_or_else(PoisonError::into_inner) = Some(address);
     }
 
     pub(crate) fn catalog(&self) -> MutexGuard<'_, Catalog> {

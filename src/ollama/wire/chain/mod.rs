@@ -18,7 +18,7 @@ use std::ops::Range;
 use serde_json::Value;
 
 use super::json::Kind;
-use super::members::{Document, Member, elements, open};
+use super::members::{Document, Member, elements, last_member, open};
 use super::text::{decode, key_names};
 use crate::domain::dialect::Dialect;
 
@@ -56,6 +56,8 @@ pub fn chain<S: BuildHasher>(dialect: Dialect, body: &[u8], keys: &S) -> Vec<u64
         Dialect::Generate => "context",
         Dialect::OpenAiCompletions
         | Dialect::Transcription
+        | Dialect::Images
+        | Dialect::Other(_)
         | Dialect::Embed
         | Dialect::Embeddings
         | Dialect::OpenAiEmbeddings => return Vec::new(),
@@ -72,19 +74,6 @@ pub fn chain<S: BuildHasher>(dialect: Dialect, body: &[u8], keys: &S) -> Vec<u64
         links.add(turn, false);
     }
     links.listed.into()
-}
-
-/// The value of the last member of that name that is not null, if the body is an object and whole.
-fn last_member<'a>(body: &'a [u8], name: &str) -> Option<(Kind, &'a [u8])> {
-    let Ok(Document::Object(members)) = open(body) else { return None };
-    let mut found = None;
-    for member in members {
-        let member = member.ok()?;
-        if member.kind != Kind::Null && key_names(&body[member.key.clone()], name) {
-            found = Some((member.kind, &body[member.value]));
-        }
-    }
-    found
 }
 
 /// The chain while it grows.

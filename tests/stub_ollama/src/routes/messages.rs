@@ -6,9 +6,9 @@ use super::native::tool_name;
 use super::openai::text_of;
 use super::reply::{EVENTS, Reply};
 use super::resolve::{Wording, require, resolve};
-use super::{Call, Failure};
+use super::{Call, Failure, search};
 use crate::config::Capability;
-use crate::generation::{Job, Piece, Session, Summary, collect};
+use crate::generation::{Collected, Job, Piece, Session, Summary, collect};
 use crate::hash::hex64;
 use crate::json::{Json, Object};
 use crate::vocabulary::prompt_tokens;
@@ -41,9 +41,11 @@ pub(super) async fn messages(call: Call) -> Result<Reply, Failure> {
         require(&model, raw, Capability::Tools, "tools")?;
     }
     let prompt = text_of(last.as_object().and_then(|message| message.get("content")));
+    let searches = search::is_wanted(tools, &prompt);
     let job = Job {
         tokens_max: Some(limit),
-        tool: tool_name(tools, &prompt),
+        thinks: model.can(Capability::Thinking),
+        tool: tool_name(tools, &prompt).filter(|_| !searches),
         ..Job::new(Arc::clone(&model), prompt.clone(), call.plan.clone())
     };
     let body = String::from_utf8_lossy(&call.body);
@@ -51,17 +53,30 @@ pub(super) async fn messages(call: Call) -> Result<Reply, Failure> {
     let has_tool = job.tool.is_some();
     let raw = raw.to_owned();
     let session = Session::open(&call.world, job).await?;
-    if !streams {
-        return whole(&id, &raw, session).await;
+    if searches {
+        let mut answer = collect(session).await?;
+        answer.text = search::answer(&call, &raw, &prompt).await?;
+        if !streams {
+            return Ok(whole(&id, &raw, &answer));
+        }
+        let events = Events::new(id, raw, prompt, false);
+        let reply = Reply::pieces(EVENTS, answer.into_pieces(), events.render());
+        return Ok(reply.header("cache-control", "no-cache"));
     }
-    let events = Events { id, model: raw, prompt, has_tool, is_started: false, is_open: false };
+    if !streams {
+        return Ok(whole(&id, &raw, &collect(session).await?));
+    }
+    let events = Events::new(id, raw, prompt, has_tool);
     let reply = Reply::stream(EVENTS, session, events.render()).await?;
     Ok(reply.header("cache-control", "no-cache"))
 }
 
-async fn whole(id: &str, raw: &str, session: Session) -> Result<Reply, Failure> {
-    let answer = collect(session).await?;
+fn whole(id: &str, raw: &str, answer: &Collected) -> Reply {
     let mut content: Vec<Json> = Vec::new();
+    if let Some(thinking) = &answer.thinking {
+        let block = Object::new().with("type", "thinking").with("thinking", thinking.as_str());
+        content.push(block.into());
+    }
     if !answer.text.is_empty() {
         let block = Object::new().with("type", "text").with("text", answer.text.as_str());
         content.push(block.into());
@@ -83,7 +98,7 @@ async fn whole(id: &str, raw: &str, session: Session) -> Result<Reply, Failure> 
         .with("content", content)
         .with_some("stop_reason", summary.map(|end| stop_reason(end, answer.tool_call.is_some())))
         .with("usage", usage(summary));
-    Ok(Reply::compatible(object))
+    Reply::compatible(object)
 }
 
 fn stop_reason(summary: &Summary, has_tool: bool) -> &'static str {
@@ -107,22 +122,20 @@ struct Events {
     prompt: String,
     has_tool: bool,
     is_started: bool,
-    /// Whether the content block is open.
-    is_open: bool,
+    /// The kind of the content block that is open.
+    open: Option<&'static str>,
+    index: u32,
 }
 
 fn event(name: &str, object: Object) -> String {
     format!("event: {name}\ndata: {}\n\n", object.encode())
 }
 
-fn delta(kind: &str, key: &str, text: &str) -> String {
-    let delta = Object::new().with("type", kind).with(key, text);
-    let object =
-        Object::new().with("type", "content_block_delta").with("index", 0_u32).with("delta", delta);
-    event("content_block_delta", object)
-}
-
 impl Events {
+    fn new(id: String, model: String, prompt: String, has_tool: bool) -> Self {
+        Self { id, model, prompt, has_tool, is_started: false, open: None, index: 0 }
+    }
+
     fn render(mut self) -> impl FnMut(&Piece) -> String + Send + 'static {
         move |piece| self.piece(piece)
     }
@@ -133,7 +146,11 @@ impl Events {
             + &match piece {
                 Piece::Text(text) => {
                     let block = Object::new().with("type", "text").with("text", "");
-                    self.open(block) + &delta("text_delta", "text", text)
+                    self.open("text", block) + &self.delta("text_delta", "text", text)
+                }
+                Piece::Thinking(text) => {
+                    let block = Object::new().with("type", "thinking").with("thinking", "");
+                    self.open("thinking", block) + &self.delta("thinking_delta", "thinking", text)
                 }
                 Piece::ToolCall(call) => {
                     let block = Object::new()
@@ -142,11 +159,13 @@ impl Events {
                         .with("name", call.name.as_str())
                         .with("input", Object::new());
                     let arguments = call.arguments.clone().encode();
-                    self.open(block) + &delta("input_json_delta", "partial_json", &arguments)
+                    self.open("tool_use", block)
+                        + &self.delta("input_json_delta", "partial_json", &arguments)
+                        + &self.close()
                 }
                 Piece::Done(summary) => self.end(summary),
                 // Nothing for an error either: the stream simply ends, as in Ollama.
-                Piece::Thinking(_) | Piece::Failed(_) | Piece::Ended => String::new(),
+                Piece::Failed(_) | Piece::Ended => String::new(),
             }
     }
 
@@ -167,29 +186,47 @@ impl Events {
         event("message_start", Object::new().with("type", "message_start").with("message", message))
     }
 
-    fn open(&mut self, block: Object) -> String {
-        if std::mem::replace(&mut self.is_open, true) {
+    /// Opens a block, unless one of this kind is; another one is closed.
+    fn open(&mut self, kind: &'static str, block: Object) -> String {
+        if self.open == Some(kind) {
             return String::new();
         }
+        let closed = self.close();
+        self.open = Some(kind);
         let object = Object::new()
             .with("type", "content_block_start")
-            .with("index", 0_u32)
+            .with("index", self.index)
             .with("content_block", block);
-        event("content_block_start", object)
+        closed + &event("content_block_start", object)
     }
 
-    fn end(&self, summary: &Summary) -> String {
-        let mut text = String::new();
-        if self.is_open {
-            let object = Object::new().with("type", "content_block_stop").with("index", 0_u32);
-            text += &event("content_block_stop", object);
+    fn close(&mut self) -> String {
+        if self.open.take().is_none() {
+            return String::new();
         }
+        let object = Object::new().with("type", "content_block_stop").with("index", self.index);
+        self.index += 1;
+        event("content_block_stop", object)
+    }
+
+    fn delta(&self, kind: &str, key: &str, text: &str) -> String {
+        let delta = Object::new().with("type", kind).with(key, text);
+        let object = Object::new()
+            .with("type", "content_block_delta")
+            .with("index", self.index)
+            .with("delta", delta);
+        event("content_block_delta", object)
+    }
+
+    fn end(&mut self, summary: &Summary) -> String {
+        let closed = self.close();
         let delta = Object::new().with("stop_reason", stop_reason(summary, self.has_tool));
         let object = Object::new()
             .with("type", "message_delta")
             .with("delta", delta)
             .with("usage", usage(Some(summary)));
-        text += &event("message_delta", object);
-        text + &event("message_stop", Object::new().with("type", "message_stop"))
+        closed
+            + &event("message_delta", object)
+            + &event("message_stop", Object::new().with("type", "message_stop"))
     }
 }

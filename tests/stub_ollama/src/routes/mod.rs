@@ -6,14 +6,17 @@
 mod audio;
 mod control;
 mod embed;
+mod eras;
 mod inventory;
 mod library;
+mod logprobs;
 mod messages;
 mod native;
 mod openai;
 mod reply;
 mod resolve;
 mod responses;
+mod search;
 mod table;
 mod transfer;
 
@@ -31,6 +34,7 @@ use tokio::time::sleep;
 use crate::board::{Entry, count};
 use crate::body::AnswerBody;
 use crate::decode::{DecodeError, decode};
+use crate::encoding;
 use crate::faults::Plan;
 use crate::fields::Fields;
 use crate::guard::{self, Origin, PREFLIGHT};
@@ -139,7 +143,7 @@ impl Exchange {
         }
         let host = parts.headers.get(HOST).map(|host| String::from_utf8_lossy(host.as_bytes()));
         let host = host.unwrap_or_default();
-        let found = table::find(&parts.method, path);
+        let found = table::find(self.world.config.era, &parts.method, path);
         let origin = match guard::origin(&self.world.config, &parts.headers, &host) {
             Origin::Refused => return Ok(Reply::empty(403)),
             Origin::NotCors => None,
@@ -186,14 +190,14 @@ impl Exchange {
         let Some(body) = self.read(incoming).await? else {
             return Ok(Failure::new(413, "request body too large for the stub").render(family));
         };
-        let json = decode(&body);
+        let (said, json) = said(&parts, &body);
         let model = self.note(route, &parts, &body, &json);
         let plan = self.world.faults.take_request(parts.uri.path(), model.as_deref());
         if let Some(refusal) = self.suffer(&plan).await? {
             return Ok(refusal.render(family));
         }
         let world = Arc::clone(&self.world);
-        let call = Call { world, parts, parameter, body, json, plan };
+        let call = Call { world, parts, parameter, body: said, json, plan };
         Ok(dispatch(route, call).await.unwrap_or_else(|failure| failure.render(family)))
     }
 
@@ -255,6 +259,20 @@ impl Exchange {
     }
 }
 
+/// What a body says, decompressed where Ollama does that.
+fn said(parts: &Parts, body: &Bytes) -> (Bytes, Result<Json, DecodeError>) {
+    if !encoding::is_undone(parts.uri.path(), &parts.headers) {
+        return (body.clone(), decode(body));
+    }
+    match encoding::decoded(body) {
+        Ok(said) => {
+            let json = decode(&said);
+            (Bytes::from(said), json)
+        }
+        Err(text) => (body.clone(), Err(DecodeError::Syntax(text))),
+    }
+}
+
 fn preflight(origin: &str, found: &Found) -> Reply {
     let mut reply = Reply::empty(204);
     for (name, value) in PREFLIGHT {
@@ -300,6 +318,8 @@ async fn dispatch(route: Route, call: Call) -> Result<Reply, Failure> {
         Route::V1Responses => responses::responses(call).await,
         Route::V1Audio => audio::transcriptions(call).await,
         Route::V1Messages => messages::messages(call).await,
+        Route::V1Images => eras::images(call).await,
+        Route::Imagine => eras::imagine(call).await,
         // Handled before the body is read.
         Route::BlobUpload => Err(Failure::new(500, "unreachable")),
     }

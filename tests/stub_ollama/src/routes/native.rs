@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::logprobs;
 use super::reply::{NDJSON, Reply};
 use super::resolve::{Wording, require, resolve};
 use super::{Call, Failure};
@@ -18,6 +19,8 @@ struct Asked<'a> {
     streams: bool,
     thinks: Option<bool>,
     format: Option<Json>,
+    /// Alternatives of each token whose probabilities are wanted.
+    logprobs: Option<i64>,
 }
 
 fn asked<'a>(fields: &Fields<'a>) -> Result<Asked<'a>, String> {
@@ -28,6 +31,7 @@ fn asked<'a>(fields: &Fields<'a>) -> Result<Asked<'a>, String> {
         streams: fields.bool("stream")?.unwrap_or(true),
         thinks: think(fields)?,
         format,
+        logprobs: logprobs::asked(fields)?,
     })
 }
 
@@ -167,13 +171,18 @@ pub(super) async fn chat(call: Call) -> Result<Reply, Failure> {
         schedule(&call.world, &job).await?;
         return Ok(loaded(lines.chat("", None, None), "load"));
     }
+    let wanted = asked.logprobs;
     let session = Session::open(&call.world, job).await?;
     if !asked.streams {
         let answer = collect(session).await?;
         return Ok(Reply::native(whole_chat(&lines, &answer)));
     }
     Reply::stream(NDJSON, session, move |piece| match piece {
-        Piece::Text(text) => lines.chat(text, None, None).with("done", false).line(),
+        Piece::Text(text) => lines
+            .chat(text, None, None)
+            .with("done", false)
+            .with_some("logprobs", logprobs::of(text, wanted))
+            .line(),
         Piece::Thinking(text) => lines.chat("", Some(text), None).with("done", false).line(),
         Piece::ToolCall(call) => lines.chat("", None, Some(call)).with("done", false).line(),
         Piece::Done(summary) => finish(lines.chat("", None, None), Some(summary), None).line(),
@@ -238,6 +247,7 @@ pub(super) async fn generate(call: Call) -> Result<Reply, Failure> {
         let numbers = context(&prompt, summary.answer_tokens);
         (!is_raw).then(|| Json::Array(numbers.into_iter().map(Json::from).collect()))
     };
+    let wanted = asked.logprobs;
     let session = Session::open(&call.world, job).await?;
     if !asked.streams {
         let answer = collect(session).await?;
@@ -246,7 +256,11 @@ pub(super) async fn generate(call: Call) -> Result<Reply, Failure> {
         return Ok(Reply::native(finish(object, answer.summary.as_ref(), context)));
     }
     Reply::stream(NDJSON, session, move |piece| match piece {
-        Piece::Text(text) => lines.generate(text, None).with("done", false).line(),
+        Piece::Text(text) => lines
+            .generate(text, None)
+            .with("done", false)
+            .with_some("logprobs", logprobs::of(text, wanted))
+            .line(),
         Piece::Thinking(text) => lines.generate("", Some(text)).with("done", false).line(),
         // Generate takes no tools.
         Piece::ToolCall(_) | Piece::Ended => String::new(),

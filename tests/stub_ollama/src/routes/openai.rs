@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::logprobs;
 use super::native::tool_name;
 use super::reply::{EVENTS, Reply};
 use super::resolve::{Wording, require, resolve};
@@ -67,10 +68,21 @@ impl Frame {
     }
 
     fn chunk(&self, model: &str, delta: Object, reason: Option<&str>) -> String {
+        self.likely_chunk(model, delta, reason, None)
+    }
+
+    fn likely_chunk(
+        &self,
+        model: &str,
+        delta: Object,
+        reason: Option<&str>,
+        logprobs: Option<Json>,
+    ) -> String {
         let choice = Object::new()
             .with("index", 0_u32)
             .with("delta", delta)
-            .with("finish_reason", reason.map_or(Json::Null, Json::from));
+            .with("finish_reason", reason.map_or(Json::Null, Json::from))
+            .with_some("logprobs", logprobs.map(|list| Object::new().with("content", list)));
         data(self.start(model).with("choices", vec![choice.into()]))
     }
 
@@ -162,12 +174,13 @@ pub(super) async fn chat(call: Call) -> Result<Reply, Failure> {
         format: is_json.filter(|kind| kind.starts_with("json")).map(|_| Json::from("json")),
         ..Job::new(Arc::clone(&model), prompt, call.plan.clone())
     };
+    let wanted = logprobs::asked(&fields).map_err(Failure::bad_request)?;
     let has_tool = job.tool.is_some();
     let object = if streams { "chat.completion.chunk" } else { "chat.completion" };
     let frame = Frame::new(&call, &fields, "chatcmpl", object);
     let session = Session::open(&call.world, job).await?;
     if streams {
-        return Reply::stream(EVENTS, session, chat_events(frame, has_tool)).await;
+        return Reply::stream(EVENTS, session, chat_events(frame, has_tool, wanted)).await;
     }
     whole_chat(&frame, session).await
 }
@@ -198,7 +211,11 @@ async fn whole_chat(frame: &Frame, session: Session) -> Result<Reply, Failure> {
 }
 
 /// Renders chat events; only the first delta carries the role.
-fn chat_events(frame: Frame, has_tool: bool) -> impl FnMut(&Piece) -> String + Send + 'static {
+fn chat_events(
+    frame: Frame,
+    has_tool: bool,
+    wanted: Option<i64>,
+) -> impl FnMut(&Piece) -> String + Send + 'static {
     let mut is_first = true;
     move |piece| {
         let mut delta = Object::new();
@@ -207,7 +224,8 @@ fn chat_events(frame: Frame, has_tool: bool) -> impl FnMut(&Piece) -> String + S
         }
         match piece {
             Piece::Text(text) => {
-                frame.chunk(&frame.model, delta.with("content", text.as_str()), None)
+                let delta = delta.with("content", text.as_str());
+                frame.likely_chunk(&frame.model, delta, None, logprobs::of(text, wanted))
             }
             Piece::Thinking(text) => {
                 let delta = delta.with("content", "").with("reasoning", text.as_str());

@@ -91,6 +91,20 @@ impl Reply {
         Ok(Self::new(200, content_type, Content::Flow(flow)))
     }
 
+    /// Streams what is there already.
+    pub(super) fn pieces(
+        content_type: &str,
+        pieces: Vec<Piece>,
+        mut render: impl FnMut(&Piece) -> String + Send + 'static,
+    ) -> Self {
+        let flow = Flow::new(move |chunks| async move {
+            for piece in pieces {
+                send_events(&chunks, &render(&piece)).await;
+            }
+        });
+        Self::new(200, content_type, Content::Flow(flow))
+    }
+
     pub(super) fn into_response(
         self,
         entry: Option<Entry>,

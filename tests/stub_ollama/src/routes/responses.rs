@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use super::native::tool_name;
 use super::openai::text_of;
 use super::reply::{EVENTS, Reply};
 use super::resolve::{Wording, require, resolve};
-use super::{Call, Failure};
+use super::{Call, Failure, search};
 use crate::config::Capability;
 use crate::fields::Fields;
-use crate::generation::{Job, Piece, Session, Summary, collect};
+use crate::generation::{Collected, Job, Piece, Session, Summary, ToolCall, collect};
 use crate::hash::Sequence;
 use crate::json::{Json, Object};
 
@@ -19,9 +20,12 @@ const IDS: u64 = 999_999;
 struct Frame {
     response_id: String,
     message_id: String,
+    reasoning_id: String,
+    call_id: String,
     created: i64,
     model: String,
     instructions: Json,
+    tools: Vec<Json>,
     tokens_max: Option<u32>,
 }
 
@@ -37,28 +41,46 @@ pub(super) async fn responses(call: Call) -> Result<Reply, Failure> {
     let limit = limit.and_then(|limit| u32::try_from(limit).ok());
     let model = resolve(&call.world, raw, Wording::Plain)?;
     require(&model, raw, Capability::Completion, "chat")?;
+    let tools = fields.array("tools", "[]openai.ResponsesTool").map_err(Failure::bad_request)?;
+    let prompt = input(&fields);
+    let searches = search::is_wanted(tools, &prompt);
     let job = Job {
         tokens_max: limit,
-        ..Job::new(Arc::clone(&model), input(&fields), call.plan.clone())
+        thinks: model.can(Capability::Thinking),
+        tool: tool_name(tools, &prompt).filter(|_| !searches),
+        ..Job::new(Arc::clone(&model), prompt.clone(), call.plan.clone())
     };
     let mut ids = Sequence::new(&String::from_utf8_lossy(&call.body));
     let frame = Frame {
         response_id: format!("resp_{}", ids.below(IDS)),
         message_id: format!("msg_{}", ids.below(IDS)),
+        reasoning_id: format!("rs_{}", ids.below(IDS)),
+        call_id: format!("fc_{}_0", ids.below(IDS)),
         created: call.world.clock.now_seconds(),
         model: raw.to_owned(),
         instructions: fields.get("instructions").cloned().unwrap_or(Json::Null),
+        tools: tools.to_vec(),
         tokens_max: limit,
     };
     let session = Session::open(&call.world, job).await?;
-    if streams {
-        let events = Events { frame, text: String::new(), sequence: 0 };
-        let reply = Reply::stream(EVENTS, session, events.render()).await?;
-        return Ok(reply.header("cache-control", "no-cache").header("connection", "keep-alive"));
+    if searches {
+        let mut answer = collect(session).await?;
+        answer.text = search::answer(&call, raw, &prompt).await?;
+        if !streams {
+            return Ok(frame.whole(&answer));
+        }
+        let events = Events::new(frame);
+        return Ok(flowing(Reply::pieces(EVENTS, answer.into_pieces(), events.render())));
     }
-    let answer = collect(session).await?;
-    let output = vec![frame.message("completed", Some(&answer.text)).into()];
-    Ok(Reply::compatible(frame.response("completed", output, answer.summary.as_ref())))
+    if streams {
+        let events = Events::new(frame);
+        return Ok(flowing(Reply::stream(EVENTS, session, events.render()).await?));
+    }
+    Ok(frame.whole(&collect(session).await?))
+}
+
+fn flowing(reply: Reply) -> Reply {
+    reply.header("cache-control", "no-cache").header("connection", "keep-alive")
 }
 
 /// Reads the last message of `input`, a string or an array of items.
@@ -72,6 +94,36 @@ fn input(fields: &Fields<'_>) -> String {
 }
 
 impl Frame {
+    fn whole(&self, answer: &Collected) -> Reply {
+        let mut output: Vec<Json> = Vec::new();
+        output.extend(answer.thinking.as_deref().map(|text| self.reasoning(text).into()));
+        match &answer.tool_call {
+            Some(call) => output.push(self.function_call("completed", call, None).into()),
+            None => output.push(self.message("completed", Some(&answer.text)).into()),
+        }
+        Reply::compatible(self.response("completed", output, answer.summary.as_ref()))
+    }
+
+    fn reasoning(&self, text: &str) -> Object {
+        let summary = Object::new().with("type", "summary_text").with("text", text);
+        Object::new()
+            .with("id", self.reasoning_id.as_str())
+            .with("type", "reasoning")
+            .with("summary", vec![Json::from(summary)])
+            .with("encrypted_content", text)
+    }
+
+    fn function_call(&self, status: &str, call: &ToolCall, arguments: Option<&str>) -> Object {
+        let encoded = call.arguments.clone().encode();
+        Object::new()
+            .with("id", self.call_id.as_str())
+            .with("type", "function_call")
+            .with("status", status)
+            .with("call_id", call.id.as_str())
+            .with("name", call.name.as_str())
+            .with("arguments", arguments.unwrap_or(&encoded))
+    }
+
     fn part(text: &str) -> Object {
         Object::new()
             .with("type", "output_text")
@@ -105,7 +157,7 @@ impl Frame {
             .with("instructions", self.instructions.clone())
             .with("output", output)
             .with("error", Json::Null)
-            .with("tools", Vec::<Json>::new())
+            .with("tools", self.tools.clone())
             .with("tool_choice", "auto")
             .with("truncation", "disabled")
             .with("parallel_tool_calls", true)
@@ -141,25 +193,33 @@ fn usage(summary: &Summary) -> Object {
 /// Renders the event stream.
 struct Events {
     frame: Frame,
+    thinking: String,
     text: String,
+    has_text: bool,
+    /// Items that are whole.
+    items: Vec<Json>,
+    index: u32,
     sequence: u64,
 }
 
 impl Events {
+    fn new(frame: Frame) -> Self {
+        let (thinking, text) = (String::new(), String::new());
+        Self { frame, thinking, text, has_text: false, items: Vec::new(), index: 0, sequence: 0 }
+    }
+
     fn render(mut self) -> impl FnMut(&Piece) -> String + Send + 'static {
         move |piece| {
-            let mut out = if self.sequence == 0 { self.start() } else { String::new() };
-            match piece {
-                Piece::Text(text) => {
-                    self.text.push_str(text);
-                    let body = self.placed().with("delta", text.as_str());
-                    out += &self.event("response.output_text.delta", body);
+            let start = if self.sequence == 0 { self.start() } else { String::new() };
+            start
+                + &match piece {
+                    Piece::Thinking(text) => self.think(text),
+                    Piece::Text(text) => self.say(text),
+                    Piece::ToolCall(call) => self.call(call),
+                    Piece::Done(summary) => self.end(summary),
+                    // An error is not shown: the stream simply ends, as in Ollama.
+                    Piece::Failed(_) | Piece::Ended => String::new(),
                 }
-                Piece::Done(summary) => out += &self.end(summary),
-                // An error is not shown: the stream simply ends, as in Ollama.
-                Piece::Thinking(_) | Piece::ToolCall(_) | Piece::Failed(_) | Piece::Ended => {}
-            }
-            out
         }
     }
 
@@ -172,38 +232,99 @@ impl Events {
         format!("event: {name}\ndata: {}\n\n", object.encode())
     }
 
-    /// Says which part of which item an event is about.
+    fn of_item(&self, id: &str) -> Object {
+        Object::new().with("item_id", id).with("output_index", self.index)
+    }
+
+    /// Says which part of the message an event is about.
     fn placed(&self) -> Object {
-        Object::new()
-            .with("item_id", self.frame.message_id.as_str())
-            .with("output_index", 0_u32)
-            .with("content_index", 0_u32)
+        self.of_item(&self.frame.message_id).with("content_index", 0_u32)
+    }
+
+    fn item(&mut self, name: &str, item: Object) -> String {
+        let object = Object::new().with("output_index", self.index).with("item", item);
+        self.event(name, object)
     }
 
     fn start(&mut self) -> String {
         let response =
             || Object::new().with("response", self.frame.response("in_progress", Vec::new(), None));
         let (created, in_progress) = (response(), response());
-        let item = Object::new()
-            .with("output_index", 0_u32)
-            .with("item", self.frame.message("in_progress", None));
-        let part = self.placed().with("part", Frame::part(""));
-        self.event("response.created", created)
-            + &self.event("response.in_progress", in_progress)
-            + &self.event("response.output_item.added", item)
-            + &self.event("response.content_part.added", part)
+        self.event("response.created", created) + &self.event("response.in_progress", in_progress)
+    }
+
+    fn think(&mut self, text: &str) -> String {
+        let mut out = String::new();
+        if self.thinking.is_empty() {
+            let item = Object::new()
+                .with("id", self.frame.reasoning_id.as_str())
+                .with("type", "reasoning")
+                .with("summary", Vec::<Json>::new());
+            out += &self.item("response.output_item.added", item);
+        }
+        self.thinking.push_str(text);
+        let delta = self.of_item(&self.frame.reasoning_id).with("summary_index", 0_u32);
+        out + &self.event("response.reasoning_summary_text.delta", delta.with("delta", text))
+    }
+
+    fn thought(&mut self) -> String {
+        if self.thinking.is_empty() {
+            return String::new();
+        }
+        let text = std::mem::take(&mut self.thinking);
+        let done = self.of_item(&self.frame.reasoning_id).with("summary_index", 0_u32);
+        let item = self.frame.reasoning(&text);
+        self.items.push(item.clone().into());
+        let out = self.event("response.reasoning_summary_text.done", done.with("text", text))
+            + &self.item("response.output_item.done", item);
+        self.index += 1;
+        out
+    }
+
+    fn say(&mut self, text: &str) -> String {
+        let mut out = self.thought();
+        if !std::mem::replace(&mut self.has_text, true) {
+            let message = self.frame.message("in_progress", None);
+            out += &self.item("response.output_item.added", message);
+            let part = self.placed().with("part", Frame::part(""));
+            out += &self.event("response.content_part.added", part);
+        }
+        self.text.push_str(text);
+        let body = self.placed().with("delta", text).with("logprobs", Vec::<Json>::new());
+        out + &self.event("response.output_text.delta", body)
+    }
+
+    fn call(&mut self, call: &ToolCall) -> String {
+        let thought = self.thought();
+        let begun = self.frame.function_call("in_progress", call, Some(""));
+        let whole = self.frame.function_call("completed", call, None);
+        let arguments = call.arguments.clone().encode();
+        let delta = self.of_item(&self.frame.call_id).with("delta", arguments.as_str());
+        let done = self.of_item(&self.frame.call_id).with("arguments", arguments.as_str());
+        self.items.push(whole.clone().into());
+        let out = thought
+            + &self.item("response.output_item.added", begun)
+            + &self.event("response.function_call_arguments.delta", delta)
+            + &self.event("response.function_call_arguments.done", done)
+            + &self.item("response.output_item.done", whole);
+        self.index += 1;
+        out
     }
 
     fn end(&mut self, summary: &Summary) -> String {
-        let text = std::mem::take(&mut self.text);
-        let done = self.placed().with("text", text.as_str());
-        let part = self.placed().with("part", Frame::part(&text));
-        let message = self.frame.message("completed", Some(&text));
-        let item = Object::new().with("output_index", 0_u32).with("item", message.clone());
-        let response = self.frame.response("completed", vec![message.into()], Some(summary));
-        self.event("response.output_text.done", done)
-            + &self.event("response.content_part.done", part)
-            + &self.event("response.output_item.done", item)
-            + &self.event("response.completed", Object::new().with("response", response))
+        let mut out = self.thought();
+        if self.has_text {
+            let text = std::mem::take(&mut self.text);
+            let done = self.placed().with("text", text.as_str());
+            let part = self.placed().with("part", Frame::part(&text));
+            let message = self.frame.message("completed", Some(&text));
+            self.items.push(message.clone().into());
+            out += &self.event("response.output_text.done", done);
+            out += &self.event("response.content_part.done", part);
+            out += &self.item("response.output_item.done", message);
+        }
+        let items = std::mem::take(&mut self.items);
+        let response = self.frame.response("completed", items, Some(summary));
+        out + &self.event("response.completed", Object::new().with("response", response))
     }
 }

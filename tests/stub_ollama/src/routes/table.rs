@@ -2,6 +2,8 @@
 
 use hyper::Method;
 
+use crate::config::Era;
+
 /// A handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Route {
@@ -34,6 +36,8 @@ pub(super) enum Route {
     V1Responses,
     V1Audio,
     V1Messages,
+    V1Images,
+    Imagine,
 }
 
 /// What a method and a path lead to.
@@ -86,9 +90,27 @@ const ROUTES: [(Method, &str, Route); 34] = [
     (Method::POST, "/v1/messages", Route::V1Messages),
 ];
 
+/// What 0.15 to 0.31 had besides.
+const OF_IMAGES: [(Method, &str, Route); 2] = [
+    (Method::POST, "/v1/images/generations", Route::V1Images),
+    (Method::POST, "/v1/images/edits", Route::V1Images),
+];
+
+/// What a later version might have.
+const OF_LATER: [(Method, &str, Route); 1] = [(Method::POST, "/api/imagine", Route::Imagine)];
+
+fn routes(era: Era) -> impl Iterator<Item = &'static (Method, &'static str, Route)> {
+    let more: &[(Method, &str, Route)] = match era {
+        Era::Images => &OF_IMAGES,
+        Era::Known => &[],
+        Era::Later => &OF_LATER,
+    };
+    ROUTES.iter().chain(more)
+}
+
 /// Finds the handler.
-pub(super) fn find(method: &Method, path: &str) -> Found {
-    if let Some((route, parameter)) = lookup(method, path) {
+pub(super) fn find(era: Era, method: &Method, path: &str) -> Found {
+    if let Some((route, parameter)) = lookup(era, method, path) {
         return Found::Route(route, parameter);
     }
     if path != "/" {
@@ -96,21 +118,19 @@ pub(super) fn find(method: &Method, path: &str) -> Found {
             Some(bare) => bare.to_owned(),
             None => format!("{path}/"),
         };
-        if lookup(method, &other).is_some() {
+        if lookup(era, method, &other).is_some() {
             return Found::Redirect(other);
         }
     }
-    let allowed: Vec<&str> = ROUTES
-        .iter()
+    let allowed: Vec<&str> = routes(era)
         .filter(|(_, pattern, _)| parameter(pattern, path).is_some())
         .map(|(method, _, _)| method.as_str())
         .collect();
     if allowed.is_empty() { Found::Nothing } else { Found::MethodNotAllowed(allowed.join(", ")) }
 }
 
-fn lookup(method: &Method, path: &str) -> Option<(Route, String)> {
-    ROUTES
-        .iter()
+fn lookup(era: Era, method: &Method, path: &str) -> Option<(Route, String)> {
+    routes(era)
         .filter(|(allowed, _, _)| allowed == method)
         .find_map(|(_, pattern, route)| Some((*route, parameter(pattern, path)?)))
 }
@@ -132,8 +152,11 @@ mod tests {
 
     #[test]
     fn gin_s_answers_to_odd_paths_are_kept() {
+        let find = |method: &Method, path: &str| find(Era::Known, method, path);
         assert_eq!(find(&Method::GET, "/nope"), Found::Nothing);
         assert_eq!(find(&Method::GET, "/api/chat"), Found::MethodNotAllowed("POST".to_owned()));
+        assert_eq!(find(&Method::OPTIONS, "/api/chat"), Found::MethodNotAllowed("POST".to_owned()));
+        assert_eq!(find(&Method::OPTIONS, "/api/imagine"), Found::Nothing);
         assert_eq!(find(&Method::POST, "/api/chat/"), Found::Redirect("/api/chat".to_owned()));
         assert_eq!(
             find(&Method::HEAD, "/api/blobs/sha256%3Aab"),
