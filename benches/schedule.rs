@@ -91,7 +91,7 @@ async fn look(store: &Store, learning: &mut Learning, held: &[Held], round: usiz
     let lanes = store.waiting_lanes(now_ms).await.unwrap();
     let waiting: Vec<Waiting> = lanes.iter().filter_map(WaitingLane::ready).collect();
     assert!(waiting.len() >= KEYS.min(3), "the lanes are those of load keys");
-    learning.see(held, now_ms);
+    learning.see(held, &waiting, now_ms);
     learning.board(now_ms, &waiting, held, &NamesOnly, &Policy::default())
 }
 

@@ -13,6 +13,8 @@ pub mod config;
 pub mod delay;
 pub mod domain;
 pub mod fail_point;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod guard;
 pub mod http;
 pub mod ollama;

@@ -87,6 +87,7 @@ const ROOMS: &[Room] = &[
         may_import: &["clock", "replay", "store", "config", "app"],
         owns: &["clap", "clap_complete", "indicatif", "tracing_subscriber"],
     },
+    Room { name: "fuzz", may_import: &["ollama", "config", "webhook", "http"], owns: &[] },
     Room { name: "lib", may_import: &[], owns: &[] },
     Room { name: "main", may_import: &["cli"], owns: &[] },
 ];

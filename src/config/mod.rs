@@ -12,6 +12,9 @@ use crate::ollama::url::UpstreamUrl;
 use crate::tls::Roots;
 
 mod classes;
+mod faults;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod policy;
 mod upstream;
 mod values;
@@ -19,6 +22,8 @@ mod waiting;
 mod webhooks;
 
 use classes::max_queue;
+pub use faults::Fault;
+use faults::Faults;
 pub use policy::policy;
 pub use values::{Duplicates, HoldSetting, address};
 use values::{
@@ -192,48 +197,6 @@ pub struct Raw {
     pub shutdown_grace: Option<String>,
 }
 
-/// A value that cannot be used.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fault {
-    /// Its name in the environment.
-    pub key: &'static str,
-    /// What was given; a secret is not repeated.
-    pub value: String,
-    /// What is allowed.
-    pub allowed: String,
-}
-
-impl fmt::Display for Fault {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}={:?}: {}", self.key, self.value, self.allowed)
-    }
-}
-
-/// Collects faults while values are read, so that all are told at once.
-#[derive(Default)]
-struct Faults(Vec<Fault>);
-
-impl Faults {
-    fn read<T>(
-        &mut self,
-        key: &'static str,
-        given: Option<&String>,
-        default: &str,
-        parse: impl FnOnce(&str) -> Result<T, String>,
-    ) -> Option<T> {
-        let text = given.map(String::as_str).filter(|text| !text.trim().is_empty());
-        match parse(text.unwrap_or(default).trim()) {
-            Ok(value) => Some(value),
-            Err(allowed) => {
-                let is_secret = key.ends_with("TOKEN") || key.ends_with("SECRET");
-                let value = if is_secret { "(hidden)" } else { text.unwrap_or(default) }.to_owned();
-                self.0.push(Fault { key, value, allowed });
-                None
-            }
-        }
-    }
-}
-
 impl Config {
     /// Checks what was typed.
     ///
@@ -243,11 +206,11 @@ impl Config {
         let mut faults = Faults::default();
         let config = read(raw, &mut faults);
         match config {
-            Some(config) if faults.0.is_empty() => {
+            Some(config) if faults.is_empty() => {
                 let fault = upstream::fault(&config, raw);
                 fault.map_or(Ok(config), |fault| Err(vec![fault]))
             }
-            _ => Err(faults.0),
+            _ => Err(faults.into_list()),
         }
     }
 }

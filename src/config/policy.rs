@@ -32,7 +32,7 @@ pub(super) fn rules(raw: &Raw, faults: &mut Faults) -> Option<Rules> {
 /// Every fault of the settings of the scheduler.
 pub fn policy(raw: &Raw) -> Result<Policy, Vec<Fault>> {
     let mut faults = Faults::default();
-    rules(raw, &mut faults).map(Rules::policy).ok_or(faults.0)
+    rules(raw, &mut faults).map(Rules::policy).ok_or(faults.into_list())
 }
 
 impl Config {

@@ -84,7 +84,7 @@ mod tests {
         };
         let mut faults = Faults::default();
         let waiting = waiting(&raw, &mut faults);
-        waiting.ok_or_else(|| faults.0.iter().map(|fault| fault.key).collect())
+        waiting.ok_or_else(|| faults.into_list().iter().map(|fault| fault.key).collect())
     }
 
     #[test]

@@ -10,6 +10,8 @@ mod embed;
 mod error;
 mod follow;
 mod forecast;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod headers;
 mod intake;
 mod jobs;

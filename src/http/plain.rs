@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use hyper::header::{CONTENT_ENCODING, HeaderMap};
+use hyper::header::{CONTENT_ENCODING, HeaderMap, HeaderValue};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::domain::dialect::Dialect;
@@ -19,6 +19,9 @@ pub(super) const PLAIN_AT_ONCE: usize = 8;
 
 /// A smaller text takes no place once it is made.
 const FREE_BYTES: usize = 128 * 1024;
+
+/// The encoding that is none.
+const IDENTITY: &[u8] = b"identity";
 
 /// A body as it is read.
 pub(super) struct Plain {
@@ -36,18 +39,17 @@ impl Plain {
         body: &Bytes,
     ) -> Plain {
         // The first one, as Ollama.
-        let encoding = headers.get(CONTENT_ENCODING).map(|value| value.as_bytes());
-        let Some(encoding) = encoding.filter(|encoding| is_undone(dialect, encoding)) else {
-            let is_encoded_otherwise =
-                encoding.is_some_and(|encoding| !encoding.eq_ignore_ascii_case(b"identity"));
+        let encoding = headers.get(CONTENT_ENCODING).map_or(IDENTITY, HeaderValue::as_bytes);
+        if !is_undone(dialect, encoding) {
+            let is_encoded_otherwise = !encoding.eq_ignore_ascii_case(IDENTITY);
             return Plain { said: Ok(body.clone()), is_encoded_otherwise, _place: None };
-        };
-        debug_assert!(!encoding.is_empty());
+        }
         let place = Arc::clone(&edge.plain_places).acquire_owned().await.ok();
         let body = body.clone();
         // A few bytes may stand for 20 MiB.
         let said = tokio::task::spawn_blocking(move || decoded(&body)).await;
-        let said = said.unwrap_or(Err(Undecodable::Broken));
+        // A decoder that died says nothing of what Ollama will do.
+        let said = said.unwrap_or(Err(Undecodable::Beyond));
         let is_small = said.as_ref().map_or(true, |bytes| bytes.len() <= FREE_BYTES);
         Plain { said, is_encoded_otherwise: false, _place: place.filter(|_| !is_small) }
     }

@@ -301,7 +301,7 @@ impl<'a> Day<'a> {
         // With one slot there is nothing to try.
         let beside = if self.slots == 1 { Beside::Off } else { self.setup.policy.beside };
         let policy = Policy { beside, ..self.setup.policy.clone() };
-        self.learning.see(&held, now_ms);
+        self.learning.see(&held, &waiting, now_ms);
         let mut board = self.learning.board(now_ms, &waiting, &held, &NamesOnly, &policy);
         let flying = self.in_flight.iter().map(|job| self.keys[self.jobs[*job].lane].clone());
         board.in_flight = flying.map(Lane::Key).collect();

@@ -123,12 +123,17 @@ fn any_job() -> impl Strategy<Value = Job> {
 
 /// Up to four keys, open arrivals and closed loops, with loads of 1 to 20 s.
 fn any_day() -> impl Strategy<Value = Trace> {
-    let arrivals = prop::collection::vec((0..6_000_u32, any_job()), 0..60);
+    let client = prop::option::of(prop::sample::select(vec!["x", "y", "z"]));
+    let arrivals = prop::collection::vec((0..6_000_u32, any_job(), client), 0..60);
     let steps = prop::collection::vec((any_job(), 0..100_u32), 1..12);
     let loops = prop::collection::vec((0..100_u32, steps), 0..5);
     let loads = prop::collection::vec(1..20_u32, 4);
     (arrivals, loops, loads, 1..3_usize).prop_map(|(arrivals, loops, loads, slots)| {
-        let arrival = |(tenths, job)| Arrival { at_s: f64::from(tenths) / 10.0, client: None, job };
+        let arrival = |(tenths, job, client): (u32, Job, Option<&str>)| Arrival {
+            at_s: f64::from(tenths) / 10.0,
+            client: client.map(str::to_owned),
+            job,
+        };
         let mut arrivals: Vec<Arrival> = arrivals.into_iter().map(arrival).collect();
         arrivals.sort_by(|a, b| a.at_s.total_cmp(&b.at_s));
         let a_loop = |(index, (tenths, steps)): (usize, (u32, Vec<(Job, u32)>))| Loop {

@@ -11,6 +11,8 @@ mod deadlines;
 mod deliveries;
 mod error;
 mod events;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod jobs;
 mod lanes;
 mod learning;

@@ -7,6 +7,8 @@
 
 mod address;
 mod delivery;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod pace;
 mod payload;
 mod post;

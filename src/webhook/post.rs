@@ -99,7 +99,7 @@ impl Poster {
     }
 }
 
-fn request(
+pub(super) fn request(
     target: &Target,
     mut headers: HeaderMap,
     body: Bytes,

@@ -3,6 +3,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use hyper::http::uri::PathAndQuery;
+
 use crate::store::Webhook;
 
 use super::address;
@@ -86,6 +88,10 @@ impl Target {
         let authority = if port == own_port { host_text } else { format!("{host_text}:{port}") };
         let slash = if path.starts_with('/') { "" } else { "/" };
         let path_and_query = format!("{slash}{path}");
+        // A job must not be taken whose receiver nobody can be sent to.
+        path_and_query
+            .parse::<PathAndQuery>()
+            .map_err(|_| "its path or query has a character that must be percent-encoded")?;
         Ok(Target { is_tls, host, port, authority, path_and_query })
     }
 
@@ -220,6 +226,9 @@ mod tests {
             "http://a%2eb/",
             "http://1.2.3.256/",
             "http://a\n.example",
+            // Found by fuzzing: taken, and then never sent.
+            "http://a.example/<x>",
+            "http://a.example/`",
             &long,
         ] {
             assert!(check_url(url).is_err(), "{url}");

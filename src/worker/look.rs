@@ -37,7 +37,7 @@ impl Worker {
         let tools = &self.hands.tools;
         let (mind, held, now_ms) =
             (self.hands.handle.mind(), tools.residency.held(), tools.clock.now_ms());
-        mind.see(&held, now_ms);
+        mind.see(&held, &waiting, now_ms);
         let mut board = mind.board(
             now_ms,
             &waiting,

@@ -225,9 +225,9 @@ impl Mind {
         self.lock().learning.victims(Some(key), held, models, trials)
     }
 
-    /// Takes in what is in memory.
-    pub(super) fn see(&self, held: &[Held], now_ms: i64) {
-        self.lock().learning.see(held, now_ms);
+    /// Takes in what is in memory, and what waits for it.
+    pub(super) fn see(&self, held: &[Held], waiting: &[Waiting], now_ms: i64) {
+        self.lock().learning.see(held, waiting, now_ms);
     }
 
     /// The board of now.

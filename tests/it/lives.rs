@@ -227,7 +227,7 @@ impl Life<'_> {
             })
             .collect();
         let policy = Policy::default();
-        self.learning.see(&held, self.now_ms);
+        self.learning.see(&held, &waiting, self.now_ms);
         let board = self.learning.board(self.now_ms, &waiting, &held, &NamesOnly, &policy);
         match decide(&board) {
             Decision::Busy => panic!("nothing is in flight"),

@@ -138,11 +138,15 @@ impl Learning {
         self.returns.clock_set_back();
     }
 
-    /// Takes in what is in memory: the visit of what is there for the first time begins, that of what is gone is over.
-    pub fn see(&mut self, held: &[Held], now_ms: i64) {
+    /// Takes in what is in memory: the visit of what is there for the first time begins, with what waits for it; that of what
+    /// is gone is over.
+    pub fn see(&mut self, held: &[Held], waiting: &[Waiting], now_ms: i64) {
         self.visits.retain(|model| held.iter().any(|held| held.model == *model));
         for held in held {
-            self.visits.seen(&held.model, now_ms);
+            let is_its =
+                |waiting: &&Waiting| waiting.lane.key().is_some_and(|key| key.model == held.model);
+            let jobs = waiting.iter().filter(is_its).map(|waiting| waiting.jobs).sum();
+            self.visits.seen(&held.model, jobs, now_ms);
         }
     }
 
@@ -178,6 +182,7 @@ impl Learning {
         let visit = Visit {
             since_ms: so_far.since_ms,
             gate_seq: so_far.gate_seq,
+            gate_left: so_far.gate_left(),
             load_ms,
             service_ms: self.rates.expected_service_ms(&key),
             dry_since_ms: so_far.dry_since_ms,

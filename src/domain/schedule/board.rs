@@ -116,6 +116,9 @@ pub struct Visit {
     /// The last arrival number that waited for the key when the load finished: jobs up to it are the *gate*, which is
     /// served before the key may be rotated away. A job that was put off since then has left the gate.
     pub gate_seq: i64,
+    /// How many jobs are still to be served until they are as many as waited then: jobs of other clients that came later take
+    /// their turns in between, and must not make the gate longer for those who wait for other keys.
+    pub gate_left: u64,
     /// What loading it took, or is expected to take.
     pub load_ms: i64,
     /// What one of its jobs is expected to take.

@@ -125,12 +125,16 @@ pub(super) fn lane_of<'a>(resident: &Resident, mine: &[&'a Queue]) -> Option<&'a
     })
 }
 
-/// The gate is what waited when the load finished. A job that was put off since then is ready only after that.
+/// The gate is what waited when the load finished, or as many jobs as that. A job that was put off since then is ready only
+/// after that.
 fn is_gate_served(victim: &Resident, own: Option<&Queue>) -> bool {
     let visit = &victim.visit;
-    own.is_none_or(|own| {
-        own.heads.iter().all(|head| head.seq > visit.gate_seq || head.ready_at_ms > visit.since_ms)
-    })
+    visit.gate_left == 0
+        || own.is_none_or(|own| {
+            own.heads
+                .iter()
+                .all(|head| head.seq > visit.gate_seq || head.ready_at_ms > visit.since_ms)
+        })
 }
 
 /// Whether the victim's queue is finished before it makes room: its jobs waited when its turn ended and take little, or it

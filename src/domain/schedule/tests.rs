@@ -40,6 +40,7 @@ fn resident(model: &str, for_ms: i64) -> Resident {
     let visit = Visit {
         since_ms: NOW_MS - for_ms,
         gate_seq: 0,
+        gate_left: 1,
         load_ms: 10_000,
         service_ms: 3_000,
         dry_since_ms: NOW_MS,
@@ -197,12 +198,17 @@ fn a_job_about_to_be_late_makes_the_resident_key_leave_after_gate_and_residence(
     let mut gated = leaves;
     gated.visit.gate_seq = 5;
     let served_first = queue("a", &[Head { jobs: 60, ..head(Class::Interactive, 5, 90_000) }]);
-    assert_eq!(choice(&board(&[late.clone(), served_first], &[gated.clone()])), told("a", "drain"));
     assert_eq!(
-        choice(&board(&[late, mine], &[gated])),
+        choice(&board(&[late.clone(), served_first.clone()], &[gated.clone()])),
+        told("a", "drain")
+    );
+    assert_eq!(
+        choice(&board(&[late.clone(), mine], &[gated.clone()])),
         told("b", "rotate"),
         "put off: out of the gate"
     );
+    gated.visit.gate_left = 0;
+    assert_eq!(choice(&board(&[late, served_first], &[gated])), told("b", "rotate"), "others went");
 }
 
 #[test]

@@ -55,7 +55,7 @@ pub(super) async fn list(edge: &Edge, query: Option<&str>) -> Result<Response, P
 }
 
 /// The filters of a list.
-fn filter(given: &mut Parameters<'_>) -> Filter {
+pub(super) fn filter(given: &mut Parameters<'_>) -> Filter {
     Filter {
         states: given.states("state").unwrap_or_default(),
         model: given.text("model"),

@@ -7,6 +7,8 @@ mod act;
 mod batch;
 mod deliveries;
 mod events;
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
 mod list;
 mod look;
 mod object;

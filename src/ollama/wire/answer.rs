@@ -129,8 +129,11 @@ impl AnswerScanner {
             }
             Framing::Body(mut record) => {
                 record.feed(chunk);
-                self.learn(&record);
                 self.state = body_state(&record);
+                // Not on the way: what a later member takes back would depend on the chunks.
+                if matches!(record.progress(), Progress::Complete | Progress::Overfull) {
+                    self.learn(&record);
+                }
                 self.framing = Framing::Body(record);
             }
             Framing::Opaque => {}

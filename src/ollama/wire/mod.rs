@@ -11,6 +11,8 @@ pub mod chain;
 pub mod cut;
 pub mod encoding;
 pub mod fold;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod json;
 pub mod keep_alive;
 mod meaning;

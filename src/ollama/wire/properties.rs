@@ -140,6 +140,14 @@ proptest! {
     }
 }
 
+/// Found beside the fuzz target: the first count stayed if a chunk ended between the two.
+#[test]
+fn a_count_that_is_taken_back_is_so_in_any_chunks() {
+    let body = br#"{"eval_count":3,"done":false,"done":null,"eval_count":null}"#;
+    let by_bytes: Vec<_> = body.chunks(1).collect();
+    assert_eq!(judge(AnswerKind::JsonBody, &by_bytes), judge(AnswerKind::JsonBody, &[body]));
+}
+
 const KINDS: &[AnswerKind] = &[
     AnswerKind::NativeStream,
     AnswerKind::OpenAiStream,

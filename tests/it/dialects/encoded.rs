@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use stub_ollama::{LogEntry, Stub};
 
 use super::with_encoding;
-use crate::harness::client::{Answer, chat_unstreamed, open, post, post_stream, request};
+use crate::harness::client::{Answer, chat_unstreamed, open, post, post_stream};
 use crate::harness::{Foreman, stub_config};
 
 fn zstd(body: &Value) -> Vec<u8> {
@@ -144,26 +144,21 @@ async fn a_header_that_ollama_ignores_is_ignored() {
     assert_eq!(client.await.unwrap().status, 200);
 }
 
-/// Equal is what says the same, however it was packed.
+/// Equal is what says the same, however it was packed: the second is answered from the first.
 #[tokio::test]
 async fn a_compressed_request_is_equal_to_the_plain_one() {
     let stub = Stub::start(stub_config(&["a"])).await;
-    let foreman = Foreman::start_with(&stub, |raw| raw.duplicates = Some("inflight".to_owned()))
-        .await
-        .up()
-        .await;
-    stub.hold_tokens();
-    let body = say("a", "x");
-    let plain = request(foreman.addr, "POST", "/v1/chat/completions", body.to_string());
-    let packed = with_encoding(foreman.addr, "/v1/chat/completions", "zstd", zstd(&body));
-    let addr = foreman.addr;
-    let first = tokio::spawn(async move { open(addr, plain).await.unwrap().rest().await });
-    stub.wait_until(|snapshot| snapshot.generating.len() == 1).await;
-    let second = tokio::spawn(async move { open(addr, packed).await.unwrap().rest().await });
-    stub.release_tokens();
-    let (first, second) = (first.await.unwrap(), second.await.unwrap());
-    assert_eq!(first.body, second.body);
-    assert_eq!(second.header("x-foreman-duplicate"), Some("inflight"));
+    let kept = Some("completed".to_owned());
+    let foreman = Foreman::start_with(&stub, |raw| raw.duplicates = kept).await.up().await;
+    let mut body = say("a", "x");
+    body["seed"] = json!(1);
+    let first = post(foreman.addr, "/v1/chat/completions", &body).await;
+    let frames = [zstd(&body), [zstd(&body), zstd(&json!(" "))].concat()];
+    for frame in frames {
+        let second = send(&foreman, "/v1/chat/completions", "zstd", frame).await;
+        assert_eq!(second.header("x-foreman-duplicate"), Some("completed"));
+        assert_eq!(first.body, second.body);
+    }
     assert_eq!(sent(&stub, "/v1/chat/completions").len(), 1);
 }
 

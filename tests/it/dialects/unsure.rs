@@ -56,22 +56,20 @@ async fn a_route_of_a_later_ollama_is_a_job_of_its_own() {
     assert_eq!(stub.counts().models_generating_max, 1);
 }
 
-/// Its first bytes are there while Ollama holds the rest back, and a client that leaves ends it.
+/// Its first bytes are there while Ollama makes the rest, and a client that leaves ends it.
 #[tokio::test]
 async fn what_is_not_known_passes_as_it_comes() {
-    let (stub, foreman) = of_era(Era::Later).await;
-    let mut body = draw("a");
-    body["options"] = json!({});
-    stub.hold_tokens();
-    let addr = foreman.addr;
-    let opening = tokio::spawn(async move { post_stream(addr, "/api/imagine", &body).await });
-    stub.wait_until(|snapshot| snapshot.generating.len() == 1).await;
-    drop(opening);
-    stub.release_tokens();
+    let config = StubConfig { era: Era::Later, default_tokens: 100_000, ..stub_config(&["a"]) };
+    let stub = Stub::start(config).await;
+    let foreman = Foreman::start(&stub).await.up().await;
     let mut stream = post_stream(foreman.addr, "/api/imagine", &draw("a")).await;
     let first = stream.next().await.unwrap().unwrap();
     assert!(first.ends_with(b"\r\n\0"), "{first:?}");
-    assert!(stream.rest().await.is_whole);
+    assert_eq!(stub.snapshot().generating, ["a:latest"], "the rest is still being made");
+    drop(stream);
+    stub.wait_until(|snapshot| snapshot.counts.client_gone == 1 && snapshot.generating.is_empty())
+        .await;
+    foreman.wait_for(|status| status["since_start"]["cancelled"] == 1).await;
 }
 
 /// A second try might draw twice: there is none, whatever happened.

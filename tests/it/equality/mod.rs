@@ -112,7 +112,10 @@ fn end_to_end(entry: &LogEntry) -> String {
     let mut headers = entry.headers.clone();
     headers.retain(|(name, _)| !hop.contains(&name.as_str()));
     headers.sort();
-    let body = String::from_utf8_lossy(&entry.body);
+    let body = match std::str::from_utf8(&entry.body) {
+        Ok(text) => text.to_owned(),
+        Err(_) => entry.body.escape_ascii().to_string(),
+    };
     let LogEntry { method, path, query, body_bytes, .. } = entry;
     // The log keeps the beginning of a large body only.
     let rest = *body_bytes > 1_000_000;
