@@ -95,7 +95,9 @@ CLIENTS = [
     ),
     Client("litellm", "PyPI", "with_litellm", "`completion(api_base=…)`, `OLLAMA_API_BASE`", NATIVE, "NotFoundError"),
     Client("ollama", "npm", "with_ollama", "`new Ollama({host})`", NATIVE, "ResponseError"),
-    Client("openai", "npm", "with_openai", "`new OpenAI({baseURL: …/v1})`, `OPENAI_BASE_URL`", OPENAI, "NotFoundError", tries_again=True),
+    Client(
+        "openai", "npm", "with_openai", "`new OpenAI({baseURL: …/v1})`, `OPENAI_BASE_URL`", OPENAI, "NotFoundError", tries_again=True
+    ),
     Client(
         "ai-sdk-ollama",
         "npm",
@@ -105,7 +107,7 @@ CLIENTS = [
         "OllamaError",
         lacks={
             "models": LISTS_NOTHING,
-            "leave": "its abort ends the iteration and not the connection: the answer is made to its end, or to `maxOutputTokens`",
+            "leave": "its abort ends the iteration and not the connection: the answer is made to its end",
         },
     ),
     Client("ollama-rs", "crates.io", "with_ollama_rs", "`Ollama::builder().url(…)`", NATIVE, "OllamaError::Other"),

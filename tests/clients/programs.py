@@ -73,6 +73,11 @@ class Program:
         self.is_busy = False
         return line
 
+    def still_waits(self):
+        """Returns true; fails with what came of the request where it should still be under way."""
+        assert self.lines.empty(), self.next()
+        return True
+
     def ask(self, do, **request):
         """Hands a request in and waits for what came of it."""
         self.send(do, **request)

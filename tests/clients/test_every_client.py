@@ -181,7 +181,8 @@ def waits_and_is_told_so(program, place, do, mark):
     """Has a call wait for a held GPU until its client was sent waiting bytes often enough, and lets it have its turn."""
     holder, tap = Holder(place), Tap(place.foreman.address)
     program.send(do, **few(tap.url))
-    until(lambda: len(re.findall(mark, tap.sent)), lambda seen: seen >= WAITING_PARTS, "waiting bytes")
+    marks = lambda: program.still_waits() and len(re.findall(mark, tap.sent))
+    until(marks, lambda seen: seen >= WAITING_PARTS, "waiting bytes")
     tap.close()
     return holder
 
@@ -216,7 +217,7 @@ def test_an_unstreamed_answer_is_waited_for_in_silence(program, places):
     place = places(PACE, foreman_flags=[WAITING])
     holder = Holder(place)
     program.send("chat", **few(place.url))
-    ages = lambda: [job["age_ms"] for job in place.status()["queue"]["jobs"]]
+    ages = lambda: program.still_waits() and [job["age_ms"] for job in place.status()["queue"]["jobs"]]
     until(ages, lambda seen: seen and seen[0] >= WAITING_PARTS * WAITING_MS, "a long wait")
     holder.let_go()
     assert is_whole(program, place, "chat", program.outcome())
