@@ -12,11 +12,13 @@ import signal
 import subprocess
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import ollama
 import pytest
+import results
 
 # How long anything may take before it counts as never: far above what a loaded machine needs.
 DEADLINE_S = 30
@@ -42,8 +44,9 @@ STUB_MODELS = [
 ]
 
 
-def pytest_configure():
+def pytest_configure(config):
     """Takes the variables of whoever runs the suite out of the way of the clients and the daemons."""
+    config.addinivalue_line("markers", "scenario(name): a column of the table in docs/clients.md")
     if REAL_OLLAMA and not MODEL:
         raise pytest.UsageError("FOREMAN_TEST_OLLAMA is set, so FOREMAN_TEST_MODEL must name one of its chat models")
     for name in list(os.environ):
@@ -62,6 +65,14 @@ def until(look, wanted, what, deadline_s=DEADLINE_S):
             return seen
         assert time.monotonic() < end, f"{what} did not come within {deadline_s} s; last seen: {seen}"
         time.sleep(LOOK_PAUSE_S)
+
+
+def background(call):
+    """Runs a call on a thread of its own; its outcome is for `result`."""
+    executor = ThreadPoolExecutor(max_workers=1)
+    future = executor.submit(call)
+    executor.shutdown(wait=False)
+    return future
 
 
 class Process:
@@ -130,6 +141,7 @@ class Place:
         self.folder = folder
         self.stub = Stub(folder, stub_flags, real)
         self.foreman_flags = foreman_flags
+        self.foreman = None
         self.direct = ollama.Client(host=self.stub.url)
         try:
             self.start_foreman()
@@ -138,8 +150,9 @@ class Place:
             raise
 
     def start_foreman(self):
-        """Starts foreman on its database: a fresh one at first, the same one again after a kill."""
-        command = [BINARIES / "foreman", "serve", "--addr=127.0.0.1:0", f"--ollama-url={self.stub.url}"]
+        """Starts foreman: on a fresh database and a free port at first, on the same ones again after a kill."""
+        addr = self.foreman.address if self.foreman else "127.0.0.1:0"
+        command = [BINARIES / "foreman", "serve", f"--addr={addr}", f"--ollama-url={self.stub.url}"]
         command += [f"--db={self.folder / 'foreman.db'}", "--retry-delay=20ms", *self.foreman_flags]
         log = self.folder / f"foreman-{uuid.uuid4().hex}.log"
         self.foreman = Process(command, log, r"foreman serves.*http\.addr=(\S+)")
@@ -181,6 +194,19 @@ def foreman(*arguments):
     """Runs `foreman ARGUMENTS` to its end."""
     command = [BINARIES / "foreman", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Notes what came of a scenario: of its own body, or of what was to come before it."""
+    report = yield
+    marker = item.get_closest_marker("scenario")
+    if marker and not REAL_OLLAMA and (call.when == "call" or report.outcome != "passed"):
+        client = item.callspec.params["program"]
+        program = item.funcargs.get("program")
+        outcome = {"passed": results.PASSED, "skipped": results.LACKS}.get(report.outcome, results.FAILED)
+        results.note(client, marker.args[0], program and program.version, outcome)
+    return report
 
 
 @pytest.fixture

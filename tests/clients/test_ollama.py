@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import ollama
 import pytest
-from conftest import EMBED_MODEL, MODEL, REAL_OLLAMA, foreman, until
+from conftest import EMBED_MODEL, MODEL, REAL_OLLAMA, background, foreman, until
 
 # Short for a real model on a CPU, long enough to be several chunks.
 TOKENS = 12
@@ -77,14 +77,6 @@ def refused_alike(place, call):
     assert through == direct
     assert direct[0] == "error", direct
     return direct[1:]
-
-
-def background(call):
-    """Runs a call on a thread of its own; its outcome is for `result`."""
-    executor = ThreadPoolExecutor(max_workers=1)
-    future = executor.submit(call)
-    executor.shutdown(wait=False)
-    return future
 
 
 def read_into(chunks, stream):

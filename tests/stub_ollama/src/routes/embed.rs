@@ -1,5 +1,8 @@
 //! `/api/embed`, `/api/embeddings` and `/v1/embeddings`.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
 use super::reply::Reply;
 use super::resolve::{Wording, resolve};
 use super::{Call, Failure};
@@ -34,6 +37,15 @@ fn length(world: &World, fields: &Fields<'_>) -> Result<u32, Failure> {
 
 fn numbers(model: &str, input: &str, length: u32) -> Json {
     Json::Array(vector(model, input, length).into_iter().map(Json::Number).collect())
+}
+
+/// A vector as text: 32-bit floats, the low byte first. Some clients ask for it unless told otherwise.
+fn packed(model: &str, input: &str, length: u32) -> Json {
+    let bytes: Vec<u8> = vector(model, input, length)
+        .iter()
+        .flat_map(|digits| digits.parse::<f32>().unwrap_or_default().to_le_bytes())
+        .collect();
+    Json::from(STANDARD.encode(bytes))
 }
 
 fn total_tokens(inputs: &[String]) -> u32 {
@@ -109,12 +121,14 @@ pub(super) async fn v1(call: Call) -> Result<Reply, Failure> {
         resolve(&call.world, raw, Wording::PullFirst)?
     };
     let length = length(&call.world, &fields)?;
+    let format = fields.text("encoding_format").map_err(Failure::bad_request)?;
+    let shape = if format.eq_ignore_ascii_case("base64") { packed } else { numbers };
     let job = Job::new(model, String::new(), call.plan.clone());
     generation::embed(&call.world, &job, true).await.map_err(Failure::crash_as_bad_request)?;
     let entry = |(index, input): (usize, &String)| {
         Object::new()
             .with("object", "embedding")
-            .with("embedding", numbers(&job.model.name, input, length))
+            .with("embedding", shape(&job.model.name, input, length))
             .with("index", index)
             .into()
     };

@@ -1,6 +1,9 @@
 //! Pins the bytes against exchanges recorded from a real Ollama: what is constant there must be
 //! the same here, what varies (times, words, counts) only keeps its place.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
 use crate::support::{finish, post, send};
 use stub_ollama::{Capability, Model, Stub, StubConfig, expected_text};
 use tokio::io::AsyncWriteExt as _;
@@ -77,6 +80,26 @@ async fn equal_requests_get_equal_bytes() {
         assert_eq!(cold.status, 200, "{path}: {}", cold.body);
         assert_eq!(cold.body, warm.body, "{path}");
     }
+    stub.shutdown().await;
+}
+
+#[tokio::test]
+async fn embeddings_come_packed_to_who_asks_for_it() {
+    let stub = stub().await;
+    let answer = async |format: &str| {
+        let body = format!(r#"{{"model":"e","input":"a"{format}}}"#);
+        let answer = post(&stub, "/v1/embeddings", &body).await;
+        let (_, rest) = answer.body.split_once(r#""embedding":"#).unwrap();
+        let (vector, _) = rest.split_once(r#","index""#).unwrap();
+        vector.trim_matches(['[', ']', '"']).to_owned()
+    };
+    let bytes: Vec<u8> = answer("")
+        .await
+        .split(',')
+        .flat_map(|digits| digits.parse::<f32>().unwrap().to_le_bytes())
+        .collect();
+    assert!(!bytes.is_empty());
+    assert_eq!(STANDARD.encode(bytes), answer(r#","encoding_format":"base64""#).await);
     stub.shutdown().await;
 }
 
