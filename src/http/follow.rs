@@ -70,7 +70,7 @@ pub(super) async fn early_answer(
     let (edge, id) = (Arc::clone(waiter.edge()), waiter.id);
     let mut headers = patience.headers(&edge, id).await;
     name_job(&mut headers, id);
-    let first = Heard::Nothing(patience.bytes(&edge, id).await);
+    let first = Heard::Nothing(patience.bytes(&edge, id, &waiter.output).await);
     let body = FollowBody {
         shape: (dialect, patience.form),
         waiter: Some(waiter),

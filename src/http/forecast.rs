@@ -1,7 +1,12 @@
 //! Where a waiting job stands, and when it might begin: for whoever looks at it, and for the client that waits for it.
 
-use crate::domain::job::State;
-use crate::store::JobView;
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Semaphore;
+
+use crate::domain::job::{JobId, State};
+use crate::store::{JobView, StoreError};
 use crate::worker::Forecast;
 
 use super::Edge;
@@ -19,4 +24,75 @@ pub(super) async fn forecast(edge: &Edge, job: &JobView, ahead_max: u32) -> Opti
     drop(place);
     let (held, policy) = (edge.residency.held(), edge.config.policy());
     edge.worker.forecast(now_ms, &waiting, &held, (&edge.inventory, &policy), (&job.lane, ahead))
+}
+
+/// Places that are known: far more than anybody waits for patiently.
+const PLACES_MAX: usize = 1_000;
+
+/// How old they may be. Ten thousand clients that wait ask all the time.
+const PLACES_AGE_MS: i64 = 1_000;
+
+/// The places of the jobs that wait, as they were looked up last.
+pub(super) struct Queue {
+    /// One at a time looks; the others wait for what it sees.
+    looking: Semaphore,
+    seen: Mutex<Seen>,
+}
+
+#[derive(Default)]
+struct Seen {
+    at_ms: i64,
+    places: HashMap<String, u64>,
+}
+
+impl Queue {
+    pub(super) fn new() -> Queue {
+        Queue { looking: Semaphore::new(1), seen: Mutex::default() }
+    }
+
+    /// Looks for a job among what was seen; `None` where that is too old, or where a new look may find it.
+    fn find(&self, id: JobId, now_ms: i64) -> Option<Option<u64>> {
+        let seen = self.lock();
+        // What was seen later than now was seen before the clock was set back.
+        if !(0..PLACES_AGE_MS).contains(&(now_ms - seen.at_ms)) {
+            return None;
+        }
+        match seen.places.get(&id.to_string()) {
+            Some(place) => Some(Some(*place)),
+            None if seen.places.len() < PLACES_MAX => None,
+            None => Some(None),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The place of a waiting job in the order of service, from 1, at most a second old; `None` beyond the first
+/// [`PLACES_MAX`], and for what is not ready.
+pub(super) async fn place_in_queue(edge: &Edge, id: JobId) -> Option<u64> {
+    let asked_at_ms = edge.clock.now_ms();
+    if let Some(place) = edge.queue.find(id, asked_at_ms) {
+        return place;
+    }
+    let _turn = edge.queue.looking.acquire().await.ok()?;
+    let now_ms = edge.clock.now_ms();
+    let seen_at_ms = edge.queue.lock().at_ms;
+    // Who had the turn before may have looked meanwhile.
+    if seen_at_ms <= asked_at_ms || seen_at_ms > now_ms {
+        // What cannot be looked up is not told; the client waits all the same.
+        let places = look(edge, now_ms).await.unwrap_or_default();
+        *edge.queue.lock() = Seen { at_ms: now_ms, places };
+    }
+    edge.queue.lock().places.get(&id.to_string()).copied()
+}
+
+async fn look(edge: &Edge, now_ms: i64) -> Result<HashMap<String, u64>, StoreError> {
+    let waiting = edge.store.waiting_lanes(now_ms).await?;
+    let (held, policy) = (edge.residency.held(), edge.config.policy());
+    let order = edge.worker.service_order(now_ms, &waiting, &held, &edge.inventory, &policy);
+    let overview = edge.store.overview(order, PLACES_MAX).await?;
+    let ready = overview.waiting.into_iter().filter(|job| job.not_before_ms == 0);
+    Ok(ready.map(|job| job.id).zip(1..).collect())
 }

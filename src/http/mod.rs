@@ -110,6 +110,8 @@ pub struct Edge {
     fold_places: Semaphore,
     /// Jobs whose clients have just closed and may be back.
     lingering: lingering::Lingering,
+    /// The places of the jobs that wait.
+    queue: forecast::Queue,
     /// Compressed bodies whose text is in use.
     plain_places: Arc<Semaphore>,
     /// Requests that may be served at once, each on a connection of its own.
@@ -140,6 +142,7 @@ impl Edge {
             status_places: Semaphore::new(own::STATUS_AT_ONCE),
             fold_places: Semaphore::new(jobs::FOLDS_AT_ONCE),
             lingering: lingering::Lingering::default(),
+            queue: forecast::Queue::new(),
             plain_places: Arc::new(Semaphore::new(plain::PLAIN_AT_ONCE)),
             connections_max: places::allowed(config.connections_max, files_max),
             body_budget: Arc::new(body::budget(config.body_max)),
@@ -163,14 +166,17 @@ impl Edge {
 
     /// Does something to its end though its client leaves on the way, with whom its handler is dropped: what was committed has
     /// to be told to the worker and to those who wait. `None` if it died of itself.
-    async fn to_the_end<T: Send + 'static>(
-        &self,
-        work: impl Future<Output = T> + Send + 'static,
-    ) -> Option<T> {
+    ///
+    /// It begins at once, and is no part of what is returned: ten thousand handlers that wait hold none of it.
+    fn to_the_end<T, W>(&self, work: W) -> impl Future<Output = Option<T>> + use<T, W>
+    where
+        T: Send + 'static,
+        W: Future<Output = T> + Send + 'static,
+    {
         let (sender, done) = oneshot::channel();
         // Whoever wanted to know may have left.
         self.tasks.spawn(async move { drop(sender.send(work.await)) });
-        done.await.ok()
+        async move { done.await.ok() }
     }
 
     fn queue_limits(&self) -> QueueLimits {

@@ -64,18 +64,19 @@ async fn serve(
     let read = body::read(edge, &parts, incoming, edge.config.body_max).await?;
     if let Some(wait) = said.responds_async {
         let native = jobs::Native { dialect, class: said.class, key: said.key, wait };
-        return jobs::respond_async(edge, &parts, read.bytes, native).await;
+        // Boxed, as what else is not for all who wait: ten thousand handlers wait, each as large as its largest step.
+        return Box::pin(jobs::respond_async(edge, &parts, read.bytes, native)).await;
     }
     let plain = Plain::of(edge, dialect, &parts.headers, &read.bytes).await;
-    let placement = place(edge, dialect, &parts.headers, &plain, Known::Asked).await;
+    let placement = Box::pin(place(edge, dialect, &parts.headers, &plain, Known::Asked)).await;
     if let Some(right) = search::follow_up(edge, dialect, &parts.headers, &plain, &placement) {
         tracing::debug!("ollama goes on after a search; passed beside the queue");
-        return Ok(pass::pass_bytes(edge, parts, read.bytes, right).await);
+        return Ok(Box::pin(pass::pass_bytes(edge, parts, read.bytes, right)).await);
     }
     match placement {
         Placement::Forward(reason) => {
             tracing::debug!(http.path = parts.uri.path(), reason, "forwarded beside the queue");
-            Ok(pass::pass_bytes(edge, parts, read.bytes, ()).await)
+            Ok(Box::pin(pass::pass_bytes(edge, parts, read.bytes, ())).await)
         }
         Placement::Queue(_) if !edge.store.has_room() => Err(intake::no_room()),
         Placement::Queue(place) => {
@@ -181,7 +182,7 @@ async fn wait(
             return Err(stopping(&stays(waiter.id)));
         }
         patience = silence(patience) => {
-            return Ok(follow::early_answer(dialect, patience, waiter, outflow).await);
+            return Ok(Box::pin(follow::early_answer(dialect, patience, waiter, outflow)).await);
         }
     };
     match opening {

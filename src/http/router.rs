@@ -68,11 +68,12 @@ async fn admitted(edge: &Arc<Edge>, mut request: Request<Incoming>) -> Response 
     }
     match road {
         Route::Queued(dialect) => queued::queued(edge, request, dialect).await,
-        Route::Unsure(dialect) => unsure::unsure(edge, request, dialect).await,
+        // Boxed: what is rarely asked for must not make the handler of each client that waits as large as itself.
+        Route::Unsure(dialect) => Box::pin(unsure::unsure(edge, request, dialect)).await,
         Route::Embed(dialect) => embed::embed(edge, request, dialect).await,
         Route::Pass(_) if request.method() == Method::CONNECT => bare(StatusCode::NOT_IMPLEMENTED),
         Route::Pass(effect) => pass::pass(edge, request, effect).await,
-        Route::Jobs => jobs::answer(edge, request).await,
+        Route::Jobs => Box::pin(jobs::answer(edge, request)).await,
         Route::Own(own) => own::answer(edge, own, &request).await,
     }
 }

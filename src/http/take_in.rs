@@ -62,9 +62,9 @@ pub(super) async fn take_in(
 ) -> Result<Taken, Told> {
     let asker = Asker::of(edge, parts);
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
-    let taking = take(Arc::clone(edge), asker, (path, read), asking);
+    let taken = edge.to_the_end(take(Arc::clone(edge), asker, (path, read), asking));
     let died = || Err(Told::new(StatusCode::SERVICE_UNAVAILABLE, "the request died; try again"));
-    edge.to_the_end(taking).await.unwrap_or_else(died)
+    taken.await.unwrap_or_else(died)
 }
 
 async fn take(

@@ -20,7 +20,7 @@ use crate::worker::output::{Opening, Output};
 
 use super::Edge;
 use super::error::Form;
-use super::forecast::forecast;
+use super::forecast::{forecast, place_in_queue};
 use super::placement::Place;
 use super::queued::stopped_while_waiting;
 use super::stainless::Stainless;
@@ -29,7 +29,7 @@ const QUEUE_STATE: HeaderName = HeaderName::from_static("x-foreman-queue-state")
 const QUEUE_POSITION: HeaderName = HeaderName::from_static("x-foreman-queue-position");
 const QUEUE_ESTIMATE_MS: HeaderName = HeaderName::from_static("x-foreman-queue-estimate-ms");
 
-/// Jobs counted before one that waits; a place beyond is not told. Ten thousand clients that wait ask each interval.
+/// Jobs counted before one that waits; a place beyond is not told.
 const AHEAD_MAX: u32 = 1_000;
 
 /// Characters of a model's name that are told.
@@ -111,7 +111,7 @@ impl Patience {
     }
 
     /// Bytes that this client ignores.
-    pub(super) async fn bytes(&self, edge: &Edge, id: JobId) -> Bytes {
+    pub(super) async fn bytes(&self, edge: &Edge, id: JobId, output: &Output) -> Bytes {
         const SPACE: &[u8] = b" ";
         const PING: &[u8] = b"event: ping\ndata: {\"type\": \"ping\"}\n\n";
         match (self.form, self.dialect, self.byte) {
@@ -120,7 +120,13 @@ impl Patience {
                 empty_chunk(dialect, &self.model, edge.clock.now_ms())
             }
             (Form::Events, Dialect::Messages, _) => Bytes::from_static(PING),
-            (Form::Events, _, _) => comment(&standing(edge, id).await, &self.model),
+            (Form::Events, _, _) if output.is_in_flight() => {
+                let standing = standing(edge, id).await;
+                comment(standing.state, None, &self.model)
+            }
+            (Form::Events, _, _) => {
+                comment(State::Queued, place_in_queue(edge, id).await, &self.model)
+            }
         }
     }
 
@@ -137,7 +143,7 @@ impl Patience {
             () = stopped_while_waiting(&edge, &output) => return Heard::Stopping,
             () = self.silence() => (),
         }
-        Heard::Nothing(self.bytes(&edge, id).await)
+        Heard::Nothing(self.bytes(&edge, id, &output).await)
     }
 }
 
@@ -175,15 +181,15 @@ async fn standing(edge: &Edge, id: JobId) -> Standing {
 }
 
 /// An event stream's comment: a line that begins with a colon (HTML Living Standard, 9.2.5).
-fn comment(standing: &Standing, model: &str) -> Bytes {
+fn comment(state: State, place: Option<u64>, model: &str) -> Bytes {
     let model: String = model
         .chars()
         .filter(|character| !character.is_control())
         .take(MODEL_CHARACTERS_MAX)
         .collect();
-    let state = standing.state.name();
-    let text = match standing.place {
-        Some((position, _)) => format!(": foreman {state} position={position} model={model}\n\n"),
+    let state = state.name();
+    let text = match place {
+        Some(position) => format!(": foreman {state} position={position} model={model}\n\n"),
         None => format!(": foreman {state} model={model}\n\n"),
     };
     Bytes::from(text)
@@ -231,10 +237,9 @@ mod tests {
     /// A name with a line break would end the comment and begin an event.
     #[test]
     fn a_comment_is_one_line_whatever_the_model_is_called() {
-        let standing = Standing { state: State::Queued, place: Some((3, 40_000)) };
-        let text = comment(&standing, "a\ndata: x\r\n\nb");
+        let text = comment(State::Queued, Some(3), "a\ndata: x\r\n\nb");
         assert_eq!(text.as_ref(), b": foreman queued position=3 model=adata: xb\n\n");
-        let long = comment(&Standing { state: State::Loading, place: None }, &"m".repeat(10_000));
+        let long = comment(State::Loading, None, &"m".repeat(10_000));
         assert!(long.len() < 200 && long.starts_with(b": foreman loading model=mm"));
     }
 

@@ -57,8 +57,8 @@ pub(super) async fn answer(edge: &Arc<Edge>, request: Request<Incoming>) -> Resp
     let is_head = request.method() == Method::HEAD;
     let served = match *request.method() {
         Method::POST | Method::DELETE => {
-            let serving = serve(Arc::clone(edge), target, request);
-            edge.to_the_end(serving).await.unwrap_or_else(|| Err(died()))
+            let serving = edge.to_the_end(serve(Arc::clone(edge), target, request));
+            serving.await.unwrap_or_else(|| Err(died()))
         }
         // Who only asked takes the question along.
         _ => serve(Arc::clone(edge), target, request).await,
