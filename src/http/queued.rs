@@ -51,13 +51,13 @@ async fn serve(
 ) -> Result<Response, Told> {
     let (parts, incoming) = request.into_parts();
     if edge.tasks.is_draining() {
-        body::linger(edge, incoming);
+        body::linger(edge, &parts, incoming);
         return Err(stopping("nothing was stored"));
     }
     let said = match said(&parts) {
         Ok(said) => said,
         Err(told) => {
-            body::linger(edge, incoming);
+            body::linger(edge, &parts, incoming);
             return Err(told);
         }
     };
