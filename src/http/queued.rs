@@ -27,7 +27,7 @@ use super::reach::{Reached, reach};
 use super::stainless::stainless;
 use super::take_in::{Asking, Taken, take_in};
 use super::waiter::Waiter;
-use super::waiting::Patience;
+use super::waiting::{Beginning, Patience};
 use super::whom::class;
 use super::{Edge, Response, body, jobs, pass, search};
 
@@ -180,8 +180,8 @@ async fn wait(
             waiter.let_go();
             return Err(stopping(&stays(waiter.id)));
         }
-        patience = silence(patience) => {
-            return Ok(follow::early_answer(dialect, patience, waiter, outflow).await);
+        begun = begin(edge, waiter.id, patience) => {
+            return Ok(follow::early_answer(dialect, begun, waiter, outflow));
         }
     };
     match opening {
@@ -197,12 +197,12 @@ async fn wait(
     }
 }
 
-/// Returns when the client has heard nothing for as long as it should; never without a limit.
-async fn silence(patience: Option<Patience>) -> Patience {
+/// Returns when the client has heard nothing for as long as it should, with what it then hears; never without a limit.
+async fn begin(edge: &Edge, id: JobId, patience: Option<Patience>) -> (Patience, Beginning) {
     match patience {
         Some(patience) => {
-            patience.silence().await;
-            patience
+            let beginning = patience.begin(edge, id).await;
+            (patience, beginning)
         }
         None => std::future::pending().await,
     }
