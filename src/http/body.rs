@@ -5,14 +5,15 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
-use hyper::StatusCode;
 use hyper::body::{Body as _, Incoming};
 use hyper::http::request::Parts;
+use hyper::{Request, StatusCode};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::Edge;
 use super::error::Told;
+use super::outflow::Outflow;
 use super::places::Seat;
 
 /// Memory for large bodies that are being read, over all clients; twice the largest body if that is more. An admitted body
@@ -64,7 +65,7 @@ pub(super) async fn read(
     let began = now();
     let announced = body.size_hint().exact();
     if announced.is_some_and(|bytes| bytes > bytes_max) {
-        linger(edge, body);
+        linger(edge, parts, body);
         return Err(too_large(bytes_max));
     }
     let mut share = None;
@@ -77,18 +78,18 @@ pub(super) async fn read(
             }
             Ok(None) => break,
             Err(_) => {
-                linger(edge, body);
+                linger(edge, parts, body);
                 return Err(silent());
             }
         };
         let Ok(data) = frame.into_data() else { continue };
         let size = u64::try_from(read.len() + data.len()).unwrap_or(u64::MAX);
         if size > bytes_max {
-            linger(edge, body);
+            linger(edge, parts, body);
             return Err(too_large(bytes_max));
         }
         if let Err(told) = grow(&mut share, &edge.body_budget, size) {
-            linger(edge, body);
+            linger(edge, parts, body);
             return Err(told);
         }
         read.extend_from_slice(&data);
@@ -137,11 +138,13 @@ fn grow(
 
 /// Goes on reading for a moment while the refusal is on its way: a connection closed with unread bytes is reset, and a
 /// client that sends before it reads would never see the refusal.
-pub(super) fn linger(edge: &Edge, mut body: Incoming) {
+pub(super) fn linger(edge: &Edge, parts: &Parts, mut body: Incoming) {
     if body.is_end_stream() {
         return;
     }
+    let discarding = parts.extensions.get::<Outflow>().map(Outflow::discard);
     edge.tasks.spawn(async move {
+        let _discarding = discarding;
         let discard = async {
             let mut left = LINGER_BYTES_MAX;
             while let Some(Ok(frame)) = body.frame().await {
@@ -155,6 +158,12 @@ pub(super) fn linger(edge: &Edge, mut body: Incoming) {
         // Either way the body is dropped, and hyper closes the connection.
         drop(tokio::time::timeout(LINGER_MAX, discard).await);
     });
+}
+
+/// The same for a request that was not taken apart.
+pub(super) fn linger_over(edge: &Edge, request: Request<Incoming>) {
+    let (parts, body) = request.into_parts();
+    linger(edge, &parts, body);
 }
 
 fn too_large(bytes_max: u64) -> Told {

@@ -29,7 +29,7 @@ use super::outflow::Outflow;
 use super::queued::stays;
 use super::records::Records;
 use super::waiter::Waiter;
-use super::waiting::{Heard, Patience};
+use super::waiting::{Beginning, Heard, Patience};
 
 const JOB_ID: HeaderName = HeaderName::from_static("x-foreman-job-id");
 const QUEUE_MS: HeaderName = HeaderName::from_static("x-foreman-queue-ms");
@@ -61,16 +61,20 @@ pub(super) fn answer(
 }
 
 /// An answer that begins before the job does: the headers Ollama would send, and bytes to ignore until its own come.
-pub(super) async fn early_answer(
+pub(super) fn early_answer(
     dialect: Dialect,
-    patience: Patience,
-    waiter: Waiter,
+    (patience, beginning): (Patience, Beginning),
+    mut waiter: Waiter,
     outflow: Outflow,
 ) -> Response {
-    let (edge, id) = (Arc::clone(waiter.edge()), waiter.id);
-    let mut headers = patience.headers(&edge, id).await;
-    name_job(&mut headers, id);
-    let first = Heard::Nothing(patience.bytes(&edge, id, &waiter.output).await);
+    match patience.form {
+        Form::Lines | Form::Events => waiter.begun(),
+        // A client waits for all of it before it has anything.
+        Form::Value => (),
+    }
+    let Beginning { mut headers, bytes } = beginning;
+    name_job(&mut headers, waiter.id);
+    let first = Heard::Nothing(bytes);
     let body = FollowBody {
         shape: (dialect, patience.form),
         waiter: Some(waiter),

@@ -1,11 +1,11 @@
 //! The bytes of one connection, both ways. Out to its client they are given up when it takes nothing for long, and known to be
 //! blocked or not, so that the last words of a broken answer are not dropped with the connection. In from it, a request's head
-//! is given up that does not come to its end, and a connection that stays idle.
+//! is given up that does not come to its end, and a connection that stays idle. What only comes to be thrown away is no head.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -29,16 +29,39 @@ const HEAD_MAX: Duration = Duration::from_secs(30);
 /// How long hyper is given to flush, and how often it is looked whether it has.
 const FLUSH_PAUSE: Duration = Duration::from_millis(20);
 
-/// Whether a connection's bytes get out now. Travels with each of its requests, as an extension.
+/// Whether a connection's bytes get out now, and whether what comes in is wanted. Travels with each of its requests, as an
+/// extension.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Outflow {
     is_blocked: Arc<AtomicBool>,
+    /// Bodies whose rest is being thrown away.
+    discarding: Arc<AtomicUsize>,
+}
+
+/// A body whose rest is being thrown away. Dropping it tells that this is over.
+#[derive(Debug)]
+pub(super) struct Discarding(Outflow);
+
+impl Drop for Discarding {
+    fn drop(&mut self) {
+        self.0.discarding.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Outflow {
     /// Whether bytes wait for the client to take some.
     pub(super) fn is_blocked(&self) -> bool {
         self.is_blocked.load(Ordering::Relaxed)
+    }
+
+    /// Tells that what comes now is the rest of a body which is thrown away: its answer may be out before it ends.
+    pub(super) fn discard(&self) -> Discarding {
+        self.discarding.fetch_add(1, Ordering::Relaxed);
+        Discarding(self.clone())
+    }
+
+    fn is_discarding(&self) -> bool {
+        self.discarding.load(Ordering::Relaxed) > 0
     }
 
     /// Returns when what was handed to hyper is out. hyper flushes while a body is pending, and drops what is unflushed when
@@ -122,6 +145,7 @@ impl AsyncRead for StallGuard {
     ) -> Poll<io::Result<()>> {
         let had = buffer.filled().len();
         match Pin::new(&mut self.stream).poll_read(context, buffer) {
+            Poll::Ready(Ok(())) if self.outflow.is_discarding() => Poll::Ready(Ok(())),
             Poll::Ready(Ok(())) => {
                 Poll::Ready(self.seat.read(buffer.filled().len().saturating_sub(had)))
             }

@@ -27,7 +27,7 @@ use super::reach::{Reached, reach};
 use super::stainless::stainless;
 use super::take_in::{Asking, Taken, take_in};
 use super::waiter::Waiter;
-use super::waiting::Patience;
+use super::waiting::{Beginning, Patience};
 use super::whom::class;
 use super::{Edge, Response, body, jobs, pass, search};
 
@@ -51,13 +51,13 @@ async fn serve(
 ) -> Result<Response, Told> {
     let (parts, incoming) = request.into_parts();
     if edge.tasks.is_draining() {
-        body::linger(edge, incoming);
+        body::linger(edge, &parts, incoming);
         return Err(stopping("nothing was stored"));
     }
     let said = match said(&parts) {
         Ok(said) => said,
         Err(told) => {
-            body::linger(edge, incoming);
+            body::linger(edge, &parts, incoming);
             return Err(told);
         }
     };
@@ -181,8 +181,8 @@ async fn wait(
             waiter.let_go();
             return Err(stopping(&stays(waiter.id)));
         }
-        patience = silence(patience) => {
-            return Ok(Box::pin(follow::early_answer(dialect, patience, waiter, outflow)).await);
+        begun = begin(edge, (waiter.id, &output), patience) => {
+            return Ok(follow::early_answer(dialect, begun, waiter, outflow));
         }
     };
     match opening {
@@ -198,12 +198,16 @@ async fn wait(
     }
 }
 
-/// Returns when the client has heard nothing for as long as it should; never without a limit.
-async fn silence(patience: Option<Patience>) -> Patience {
+/// Returns when the client has heard nothing for as long as it should, with what it then hears; never without a limit.
+async fn begin(
+    edge: &Edge,
+    (id, output): (JobId, &Output),
+    patience: Option<Patience>,
+) -> (Patience, Beginning) {
     match patience {
         Some(patience) => {
-            patience.silence().await;
-            patience
+            let beginning = patience.begin(edge, id, output).await;
+            (patience, beginning)
         }
         None => std::future::pending().await,
     }

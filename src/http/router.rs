@@ -28,14 +28,14 @@ pub(super) async fn handle(
 ) -> Result<Response, Infallible> {
     if request.version() == Version::HTTP_11 && !request.headers().contains_key(HOST) {
         // RFC 9112, 3.2; Go answers the same.
-        body::linger(&edge, request.into_body());
+        body::linger_over(&edge, request);
         return Ok(bare(StatusCode::BAD_REQUEST));
     }
     let cors = match edge.guard.admit(request.method(), request.headers(), request.uri()) {
         Admission::Pass(cors) => cors,
         Admission::Refuse(refusal) => {
             tracing::debug!(http.path = request.uri().path(), reason = refusal.reason, "refused");
-            body::linger(&edge, request.into_body());
+            body::linger_over(&edge, request);
             let mut response = bare(refusal.status);
             refusal.cors.apply(response.headers_mut());
             return Ok(response);
@@ -56,14 +56,14 @@ async fn admitted(edge: &Arc<Edge>, mut request: Request<Incoming>) -> Response 
         None => {
             tracing::debug!(http.path = request.uri().path(), "refused: no key, or a wrong one");
             let response = unauthorised(road, request.uri().path());
-            body::linger(edge, request.into_body());
+            body::linger_over(edge, request);
             return response;
         }
     };
     request.extensions_mut().insert(caller);
     if request.extensions().get() == Some(&Crowd::TooMany) && !matches!(road, Route::Own(_)) {
         let response = crowded(road, request.uri().path());
-        body::linger(edge, request.into_body());
+        body::linger_over(edge, request);
         return response;
     }
     match road {

@@ -26,7 +26,7 @@ pub(super) async fn unsure(
         Ok(Takes::Yes | Takes::Unsaid) => queued::queued(edge, request, dialect).await,
         Ok(Takes::No) => pass::pass(edge, request, Effect::None).await,
         Err(fault) => {
-            body::linger(edge, request.into_body());
+            body::linger_over(edge, request);
             pass::told(edge, &fault).answer(dialect)
         }
     }

@@ -75,6 +75,13 @@ impl Waiter {
         self
     }
 
+    /// The client has seen status and headers of its stream: from here on none tries again by itself, and leaving is leaving.
+    pub(super) fn begun(&mut self) {
+        if matches!(self.leaves, Leaves::Lingering(_)) {
+            self.leaves = Leaves::Cancelled;
+        }
+    }
+
     /// Who waits in the place of a client that has closed and may be back; the count of those who wait goes over to it.
     fn stand_in(&self) -> Waiter {
         Waiter {

@@ -53,6 +53,13 @@ pub(super) struct Patience {
     model: String,
 }
 
+/// What an answer begins with before there is one.
+pub(super) struct Beginning {
+    pub(super) headers: HeaderMap,
+    /// Bytes to ignore.
+    pub(super) bytes: Bytes,
+}
+
 /// What a client that waits hears next.
 pub(super) enum Heard {
     /// Bytes to ignore.
@@ -82,12 +89,23 @@ impl Patience {
     }
 
     /// Returns when the client has heard nothing for as long as it should.
-    pub(super) async fn silence(&self) {
+    async fn silence(&self) {
         tokio::time::sleep(self.interval).await;
     }
 
+    /// Returns after a silence that is too long, with what the answer begins with before there is one. Cancel-safe.
+    pub(super) async fn begin(&self, edge: &Edge, id: JobId, output: &Output) -> Beginning {
+        self.silence().await;
+        // Boxed: most who wait never come so far.
+        Box::pin(async {
+            let bytes = self.bytes(edge, id, output).await;
+            Beginning { headers: self.headers(edge, id).await, bytes }
+        })
+        .await
+    }
+
     /// The headers of the answer to come, as Ollama would send them, and where the job stands.
-    pub(super) async fn headers(&self, edge: &Edge, id: JobId) -> HeaderMap {
+    async fn headers(&self, edge: &Edge, id: JobId) -> HeaderMap {
         let mut headers = HeaderMap::new();
         let content_type = match (self.form, self.dialect.error_shape()) {
             (Form::Lines, _) => "application/x-ndjson",
@@ -111,7 +129,7 @@ impl Patience {
     }
 
     /// Bytes that this client ignores.
-    pub(super) async fn bytes(&self, edge: &Edge, id: JobId, output: &Output) -> Bytes {
+    async fn bytes(&self, edge: &Edge, id: JobId, output: &Output) -> Bytes {
         const SPACE: &[u8] = b" ";
         const PING: &[u8] = b"event: ping\ndata: {\"type\": \"ping\"}\n\n";
         match (self.form, self.dialect, self.byte) {
@@ -137,13 +155,26 @@ impl Patience {
         id: JobId,
         output: Arc<Output>,
     ) -> Heard {
-        tokio::select! {
-            biased;
-            opening = output.opening() => return Heard::Opening(opening),
-            () = stopped_while_waiting(&edge, &output) => return Heard::Stopping,
-            () = self.silence() => (),
-        }
-        Heard::Nothing(self.bytes(&edge, id, &output).await)
+        let stopping = stopped_while_waiting(&edge, &output);
+        let nothing = async {
+            self.silence().await;
+            self.bytes(&edge, id, &output).await
+        };
+        first(output.opening(), stopping, nothing).await
+    }
+}
+
+/// What comes first. Where a job stands is looked up in `nothing`: an answer that begins meanwhile does not wait for that.
+async fn first(
+    opening: impl Future<Output = Opening>,
+    stopping: impl Future<Output = ()>,
+    nothing: impl Future<Output = Bytes>,
+) -> Heard {
+    tokio::select! {
+        biased;
+        opening = opening => Heard::Opening(opening),
+        () = stopping => Heard::Stopping,
+        bytes = nothing => Heard::Nothing(bytes),
     }
 }
 
@@ -210,6 +241,7 @@ fn empty_chunk(dialect: Dialect, model: &str, now_ms: i64) -> Bytes {
 mod tests {
     use super::*;
     use crate::domain::schedule::Lane;
+    use crate::worker::output::{End, Refusal};
 
     fn place(kind: Kind, is_streamed: bool) -> Place {
         Place { kind, lane: Lane::Opaque, model: "a".to_owned(), is_streamed }
@@ -232,6 +264,18 @@ mod tests {
             assert_eq!(form(dialect, &whole, Unstreamed::Spaces), None);
             assert_eq!(form(dialect, &run, Unstreamed::Spaces), None);
         }
+    }
+
+    /// The database may be busy or hang just when the answer comes.
+    #[tokio::test]
+    async fn a_look_for_the_place_holds_no_answer_up() {
+        let output = Arc::new(Output::new(std::path::PathBuf::new(), 0));
+        let looking = async {
+            output.end(End::Broken(Refusal::cancelled()));
+            std::future::pending().await
+        };
+        let heard = first(output.opening(), std::future::pending(), looking).await;
+        assert!(matches!(heard, Heard::Opening(Opening::Refused(_))));
     }
 
     /// A name with a line break would end the comment and begin an event.

@@ -212,3 +212,45 @@ async fn a_large_head_is_served_and_a_giant_one_refused() {
     assert_eq!(ask(daemon.addr, "GET", "/healthz", &[&giant], b"").await.status(), 431);
     is_served(daemon.addr).await;
 }
+
+/// What is still to come of a body that was refused is no head, however much it is: large heads of others are served meanwhile,
+/// and the connection afterwards.
+#[tokio::test]
+async fn the_rest_of_a_refused_body_is_no_head() {
+    const BODY: usize = 30 * 1024 * 1024;
+    let stub = Stub::start(stub_config(&["a"])).await;
+    let folder = tempfile::tempdir().unwrap();
+    let flags = ["--body-max", "65536"];
+    let daemon = Daemon::start(&stub.url(), &folder.path().join("foreman.db"), &flags).await;
+    let head =
+        format!("POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: {BODY}\r\n\r\n");
+    let mut kept = Vec::new();
+    for _ in 0..3 {
+        let mut stream = TcpStream::connect(daemon.addr).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let refused = answered(&mut stream).await;
+        assert!(refused.starts_with("HTTP/1.1 413 "), "{refused}");
+        stream.write_all(&vec![b'x'; BODY]).await.unwrap();
+        kept.push(stream);
+    }
+    let large = format!("X-Large: {}", "x".repeat(48 * 1024));
+    assert_eq!(ask(daemon.addr, "GET", "/healthz", &[&large], b"").await.status(), 200);
+    for stream in &mut kept {
+        let again = format!("GET /healthz HTTP/1.1\r\nHost: localhost\r\n{large}\r\n\r\n");
+        stream.write_all(again.as_bytes()).await.unwrap();
+        assert!(answered(stream).await.starts_with("HTTP/1.1 200 "));
+    }
+}
+
+/// The next answer on a connection; its body is a JSON object without a nested one at its end.
+async fn answered(stream: &mut TcpStream) -> String {
+    let mut read = Vec::new();
+    let reading = async {
+        while !read.ends_with(b"}") {
+            let byte = stream.read_u8().await.expect("the connection was cut");
+            read.push(byte);
+        }
+    };
+    tokio::time::timeout(DEADLINE, reading).await.expect("no answer");
+    String::from_utf8(read).unwrap().trim_start().to_owned()
+}

@@ -30,11 +30,11 @@ pub(super) async fn submit_many(
 ) -> Result<Response, Problem> {
     let (parts, incoming) = request.into_parts();
     if edge.tasks.is_draining() {
-        body::linger(edge, incoming);
+        body::linger(edge, &parts, incoming);
         return Err(stopping());
     }
     if parts.headers.contains_key(IDEMPOTENCY_KEY) {
-        body::linger(edge, incoming);
+        body::linger(edge, &parts, incoming);
         let text = "a batch has no Idempotency-Key: each item has its own idempotency_key; nothing was stored";
         return Err(Problem::new(Code::MalformedHeader, text));
     }

@@ -50,7 +50,7 @@ pub(super) async fn answer(edge: &Arc<Edge>, request: Request<Incoming>) -> Resp
     let target = match Target::of(request.uri().path(), request.method()) {
         Ok(target) => target,
         Err(problem) => {
-            body::linger(edge, request.into_body());
+            body::linger_over(edge, request);
             return problem.answer();
         }
     };
@@ -78,7 +78,7 @@ async fn serve(
     let edge = &edge;
     let caller = Caller::of(request.extensions());
     if let Err(problem) = require_seen(edge, &caller, &target).await {
-        body::linger(edge, request.into_body());
+        body::linger_over(edge, request);
         return Err(problem);
     }
     match target {

@@ -50,13 +50,13 @@ pub(super) async fn submit(
 ) -> Result<Response, Problem> {
     let (parts, incoming) = request.into_parts();
     if edge.tasks.is_draining() {
-        body::linger(edge, incoming);
+        body::linger(edge, &parts, incoming);
         return Err(stopping());
     }
     let key = match idempotency_key(&parts.headers) {
         Ok(key) => key,
         Err(problem) => {
-            body::linger(edge, incoming);
+            body::linger(edge, &parts, incoming);
             return Err(problem);
         }
     };

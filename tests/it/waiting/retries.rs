@@ -164,6 +164,20 @@ async fn whoever_will_not_try_again_cancels_by_closing() {
     assert_eq!(status["queue"]["lingering"], 0);
 }
 
+/// Their libraries try again until they have status and headers, and no longer.
+#[tokio::test]
+async fn whoever_closes_behind_early_headers_has_left() {
+    let (stub, foreman, before) = busy(|_| ()).await;
+    let body = body_of("/v1/chat/completions", "a", "begun", true).to_string();
+    let request = with(foreman.addr, "/v1/chat/completions", body, &[(RETRY_COUNT, "0")]);
+    drop(open(foreman.addr, request).await.unwrap());
+    let status = foreman.wait_for(|status| status["queue"]["depth"] == 0).await;
+    assert_eq!(status["queue"]["lingering"], 0);
+    stub.release_tokens();
+    assert!(before.await.unwrap().is_whole);
+    assert_eq!(calls(&stub, "begun"), 0);
+}
+
 /// While foreman stops, whoever may be back finds the job after the restart.
 #[tokio::test]
 async fn a_stop_keeps_the_job_of_a_client_that_may_be_back() {
