@@ -4,8 +4,7 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -32,13 +31,33 @@ const FLUSH_PAUSE: Duration = Duration::from_millis(20);
 /// Whether a connection's bytes get out now. Travels with each of its requests, as an extension.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Outflow {
-    is_blocked: Arc<AtomicBool>,
+    /// Since when; `None` if they get out.
+    blocked: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Outflow {
     /// Whether bytes wait for the client to take some.
     pub(super) fn is_blocked(&self) -> bool {
-        self.is_blocked.load(Ordering::Relaxed)
+        self.lock().is_some()
+    }
+
+    /// How long the client has taken none of the bytes that wait for it; `None` if none wait.
+    pub(super) fn blocked_for(&self) -> Option<Duration> {
+        self.lock().map(|since| now().saturating_duration_since(since))
+    }
+
+    /// Tells what a write came to: whether the client took some.
+    pub(super) fn wrote(&self, some: bool) {
+        let mut blocked = self.lock();
+        match (some, &*blocked) {
+            (true, Some(_)) => *blocked = None,
+            (false, None) => *blocked = Some(now()),
+            (true, None) | (false, Some(_)) => (),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.blocked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns when what was handed to hyper is out. hyper flushes while a body is pending, and drops what is unflushed when
@@ -94,7 +113,7 @@ impl StallGuard {
         written: Poll<io::Result<T>>,
         context: &mut Context<'_>,
     ) -> Poll<io::Result<T>> {
-        self.outflow.is_blocked.store(written.is_pending(), Ordering::Relaxed);
+        self.outflow.wrote(written.is_ready());
         if written.is_ready() {
             self.stalled = None;
             return written;
@@ -109,9 +128,13 @@ impl StallGuard {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "a timer's own deadline; nothing reads it as time")]
 fn deadline(limit: Duration) -> Instant {
-    Instant::now() + limit
+    now() + limit
+}
+
+#[expect(clippy::disallowed_methods, reason = "a timer's own deadline; nothing reads it as time")]
+fn now() -> Instant {
+    Instant::now()
 }
 
 impl AsyncRead for StallGuard {
@@ -237,12 +260,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_flush_waits_for_a_blocked_client() {
         let outflow = Outflow::default();
-        outflow.is_blocked.store(true, Ordering::Relaxed);
+        outflow.wrote(false);
         let flushed = outflow.clone().flushed();
         tokio::pin!(flushed);
         let waited = tokio::time::timeout(Duration::from_secs(60), flushed.as_mut()).await;
         assert!(waited.is_err(), "bytes still wait");
-        outflow.is_blocked.store(false, Ordering::Relaxed);
+        outflow.wrote(true);
         flushed.await;
     }
 }
