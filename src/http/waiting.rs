@@ -4,12 +4,13 @@
 //! They are no part of the answer: the job may still be tried again. Never a blank line on a native stream: it breaks
 //! half of the clients.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use serde_json::json;
+use tokio::time::Instant;
 
 use crate::clock::rfc3339;
 use crate::config::{NativeByte, Unstreamed};
@@ -45,6 +46,10 @@ const INTERVAL_MIN: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(super) struct Patience {
     interval: Duration,
+    /// How often it is told anew where its job stands. A client that names a short limit hears more often, at no more looks.
+    look_pause: Duration,
+    /// What it was told last, and when.
+    told: Mutex<Option<(Instant, Bytes)>>,
     dialect: Dialect,
     /// How its answer will be made of records.
     pub(super) form: Form,
@@ -74,11 +79,13 @@ impl Patience {
         let waiting = edge.config.waiting;
         let form = form(dialect, place, waiting.unstreamed)?;
         let limit = stainless.and_then(|stainless| stainless.gives_up_after);
+        let look_pause = waiting.interval?;
         let interval = match limit {
-            Some(limit) => waiting.interval?.min(limit / SHARE_OF_LIMIT).max(INTERVAL_MIN),
-            None => waiting.interval?,
+            Some(limit) => look_pause.min(limit / SHARE_OF_LIMIT).max(INTERVAL_MIN),
+            None => look_pause,
         };
-        Some(Patience { interval, dialect, form, byte: waiting.stream, model: place.model.clone() })
+        let (told, byte, model) = (Mutex::default(), waiting.stream, place.model.clone());
+        Some(Patience { interval, look_pause, told, dialect, form, byte, model })
     }
 
     /// Returns when the client has heard nothing for as long as it should.
@@ -120,8 +127,23 @@ impl Patience {
                 empty_chunk(dialect, &self.model, edge.clock.now_ms())
             }
             (Form::Events, Dialect::Messages, _) => Bytes::from_static(PING),
-            (Form::Events, _, _) => comment(&standing(edge, id).await, &self.model),
+            (Form::Events, _, _) => self.comment(edge, id).await,
         }
+    }
+
+    async fn comment(&self, edge: &Edge, id: JobId) -> Bytes {
+        if let Some((at, told)) = &*self.told()
+            && at.elapsed() < self.look_pause
+        {
+            return told.clone();
+        }
+        let (now, text) = (now(), comment(&standing(edge, id).await, &self.model));
+        *self.told() = Some((now, text.clone()));
+        text
+    }
+
+    fn told(&self) -> MutexGuard<'_, Option<(Instant, Bytes)>> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits for what comes first: the opening, the end of the daemon, or a silence that is too long. Cancel-safe.
@@ -139,6 +161,11 @@ impl Patience {
         }
         Heard::Nothing(self.bytes(&edge, id).await)
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the age of a word; nothing reads it as time")]
+fn now() -> Instant {
+    Instant::now()
 }
 
 /// Of what records the answer will be, where it may begin early.
