@@ -30,8 +30,9 @@ const SHARE_BYTES: u64 = 64 * 1024;
 /// Silence inside a body after which its client is given up. A person's upload stalls for seconds, not for a minute.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 
-/// Beyond the first [`SILENCE_MAX`], a body has to come at this pace on the whole: one that dribbles would hold its share of the
-/// budget for days. Less than a bad mobile connection, and 128 MiB in two hours.
+/// Beyond [`SILENCE_MAX`], a body has to come at this pace: one that dribbles would hold its share of the budget for days. What
+/// came faster earns no more than [`SILENCE_MAX`], so that nobody buys hours of silence with one burst. Less than a bad mobile
+/// connection, and 128 MiB in two hours.
 const PACE_BYTES_PER_S: u64 = 16 * 1024;
 
 /// What is read and thrown away of a body that is too large, so that the client gets to see why. Go's server does the
@@ -62,7 +63,7 @@ pub(super) async fn read(
 ) -> Result<ReadBody, Told> {
     // A body that crawls may have to give way to others.
     let _uploading = parts.extensions.get::<Seat>().map(Seat::upload);
-    let began = now();
+    let mut pace = Pace::begin();
     let announced = body.size_hint().exact();
     if announced.is_some_and(|bytes| bytes > bytes_max) {
         linger(edge, parts, body);
@@ -71,7 +72,7 @@ pub(super) async fn read(
     let mut share = None;
     let mut read = BytesMut::new();
     loop {
-        let frame = match tokio::time::timeout(patience(began, read.len()), body.frame()).await {
+        let frame = match tokio::time::timeout_at(pace.until, body.frame()).await {
             Ok(Some(Ok(frame))) => frame,
             Ok(Some(Err(_))) => {
                 return Err(Told::new(StatusCode::BAD_REQUEST, "the request body broke off"));
@@ -83,6 +84,7 @@ pub(super) async fn read(
             }
         };
         let Ok(data) = frame.into_data() else { continue };
+        pace.came(data.len());
         let size = u64::try_from(read.len() + data.len()).unwrap_or(u64::MAX);
         if size > bytes_max {
             linger(edge, parts, body);
@@ -98,10 +100,21 @@ pub(super) async fn read(
 }
 
 /// How long the next part of a body is waited for.
-fn patience(began: Instant, bytes: usize) -> Duration {
-    let earned_s = u64::try_from(bytes).unwrap_or(u64::MAX) / PACE_BYTES_PER_S;
-    let allowed = SILENCE_MAX.saturating_add(Duration::from_secs(earned_s));
-    allowed.saturating_sub(now().saturating_duration_since(began)).min(SILENCE_MAX)
+struct Pace {
+    until: Instant,
+}
+
+impl Pace {
+    fn begin() -> Pace {
+        Pace { until: now() + SILENCE_MAX }
+    }
+
+    /// So many bytes came.
+    fn came(&mut self, bytes: usize) {
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        let earned = Duration::from_micros(bytes.saturating_mul(1_000_000) / PACE_BYTES_PER_S);
+        self.until = (self.until + earned.min(SILENCE_MAX)).min(now() + SILENCE_MAX);
+    }
 }
 
 #[expect(clippy::disallowed_methods, reason = "the pace of an upload; nothing reads it as time")]
@@ -182,19 +195,20 @@ fn silent() -> Told {
 mod tests {
     use super::*;
 
-    /// A body of 30 MiB may take its time, one that dribbles may not.
+    /// A body of 30 MiB may take its time, one that dribbles may not, nor may one that has come fast so far.
     #[tokio::test(start_paused = true)]
     async fn a_body_is_waited_for_as_long_as_it_keeps_its_pace() {
-        let began = now();
-        let after = |s: u64, bytes: u64| {
-            let began = began.checked_sub(Duration::from_secs(s)).unwrap();
-            patience(began, usize::try_from(bytes).unwrap())
-        };
-        assert_eq!(after(0, 0), SILENCE_MAX);
-        assert_eq!(after(59, 59), Duration::from_secs(1));
-        assert_eq!(after(60, 60), Duration::ZERO);
-        assert_eq!(after(1_000, 1_000 * PACE_BYTES_PER_S), SILENCE_MAX);
-        assert_eq!(after(1_000, 970 * PACE_BYTES_PER_S), Duration::from_secs(30));
+        const PACE: usize = 16 * 1024;
+        let (mut steady, mut burst) = (Pace::begin(), Pace::begin());
+        burst.came(127 * 1024 * 1024);
+        for second in 1..SILENCE_MAX.as_secs() {
+            tokio::time::advance(Duration::from_secs(1)).await;
+            steady.came(PACE);
+            burst.came(1);
+            let left = burst.until - now();
+            assert!(left < SILENCE_MAX - Duration::from_secs(second - 1), "{second} {left:?}");
+            assert!(steady.until - now() > SILENCE_MAX - Duration::from_secs(1), "{second}");
+        }
     }
 
     #[test]

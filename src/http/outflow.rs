@@ -4,8 +4,8 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -33,7 +33,8 @@ const FLUSH_PAUSE: Duration = Duration::from_millis(20);
 /// extension.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Outflow {
-    is_blocked: Arc<AtomicBool>,
+    /// Since when; `None` if they get out.
+    blocked: Arc<Mutex<Option<Instant>>>,
     /// Bodies whose rest is being thrown away.
     discarding: Arc<AtomicUsize>,
 }
@@ -51,7 +52,26 @@ impl Drop for Discarding {
 impl Outflow {
     /// Whether bytes wait for the client to take some.
     pub(super) fn is_blocked(&self) -> bool {
-        self.is_blocked.load(Ordering::Relaxed)
+        self.lock().is_some()
+    }
+
+    /// How long the client has taken none of the bytes that wait for it; `None` if none wait.
+    pub(super) fn blocked_for(&self) -> Option<Duration> {
+        self.lock().map(|since| now().saturating_duration_since(since))
+    }
+
+    /// Tells what a write came to: whether the client took some.
+    pub(super) fn wrote(&self, some: bool) {
+        let mut blocked = self.lock();
+        match (some, &*blocked) {
+            (true, Some(_)) => *blocked = None,
+            (false, None) => *blocked = Some(now()),
+            (true, None) | (false, Some(_)) => (),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.blocked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells that what comes now is the rest of a body which is thrown away: its answer may be out before it ends.
@@ -117,7 +137,7 @@ impl StallGuard {
         written: Poll<io::Result<T>>,
         context: &mut Context<'_>,
     ) -> Poll<io::Result<T>> {
-        self.outflow.is_blocked.store(written.is_pending(), Ordering::Relaxed);
+        self.outflow.wrote(written.is_ready());
         if written.is_ready() {
             self.stalled = None;
             return written;
@@ -132,9 +152,13 @@ impl StallGuard {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "a timer's own deadline; nothing reads it as time")]
 fn deadline(limit: Duration) -> Instant {
-    Instant::now() + limit
+    now() + limit
+}
+
+#[expect(clippy::disallowed_methods, reason = "a timer's own deadline; nothing reads it as time")]
+fn now() -> Instant {
+    Instant::now()
 }
 
 impl AsyncRead for StallGuard {
@@ -261,12 +285,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_flush_waits_for_a_blocked_client() {
         let outflow = Outflow::default();
-        outflow.is_blocked.store(true, Ordering::Relaxed);
+        outflow.wrote(false);
         let flushed = outflow.clone().flushed();
         tokio::pin!(flushed);
         let waited = tokio::time::timeout(Duration::from_secs(60), flushed.as_mut()).await;
         assert!(waited.is_err(), "bytes still wait");
-        outflow.is_blocked.store(false, Ordering::Relaxed);
+        outflow.wrote(true);
         flushed.await;
     }
 }

@@ -75,6 +75,8 @@ async fn serve(
     }
     match placement {
         Placement::Forward(reason) => {
+            // Ollama may take minutes, and the next compressed body needs the place.
+            drop(plain);
             tracing::debug!(http.path = parts.uri.path(), reason, "forwarded beside the queue");
             Ok(Box::pin(pass::pass_bytes(edge, parts, read.bytes, ())).await)
         }

@@ -14,7 +14,7 @@ use crate::ollama::client::empty_body;
 use super::caller::Caller;
 use super::error::Told;
 use super::headers::token;
-use super::places::Crowd;
+use super::places::{Crowd, Seat};
 use super::problem::{Code, Problem};
 use super::{Edge, Response, body, embed, jobs, own, pass, queued, unsure};
 
@@ -50,7 +50,10 @@ pub(super) async fn handle(
 async fn admitted(edge: &Arc<Edge>, mut request: Request<Incoming>) -> Response {
     let road = route(request.method().as_str(), request.uri().path());
     let caller = match caller(edge, request.headers()) {
-        Some(caller) => caller,
+        Some(caller) => {
+            request.extensions().get::<Seat>().into_iter().for_each(Seat::let_in);
+            caller
+        }
         // It tells nothing that a connection to it would not.
         None if road == Route::Own(Own::Health) => Caller::of(request.extensions()),
         None => {

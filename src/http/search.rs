@@ -17,7 +17,7 @@ const OLLAMA_AGENT: &[u8] = b"ollama/";
 
 /// The right of such a request to pass, if it is one: native, from Ollama's own client, with what a search found at its end,
 /// for the model and the options of a job in flight that may search. Somebody else who sends the same gets one chat on a
-/// resident model ahead of its turn.
+/// resident model ahead of its turn. With keys nobody passes: Ollama has none, so whoever sends it is somebody else.
 pub(super) fn follow_up(
     edge: &Edge,
     dialect: Dialect,
@@ -25,6 +25,9 @@ pub(super) fn follow_up(
     body: &Plain,
     placement: &Placement,
 ) -> Option<Searching> {
+    if !edge.keys.are_none() {
+        return None;
+    }
     let Placement::Queue(Place { kind: Kind::Run, lane: Lane::Key(key), .. }) = placement else {
         return None;
     };

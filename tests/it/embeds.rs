@@ -3,8 +3,8 @@
 use serde_json::json;
 use stub_ollama::{Model, Stub, StubConfig};
 
-use crate::harness::client::{chat, post, post_stream};
-use crate::harness::{Foreman, stub_config};
+use crate::harness::client::{chat, open, post, post_stream, request};
+use crate::harness::{DEADLINE, Foreman, stub_config};
 
 fn two_slots() -> StubConfig {
     StubConfig { max_loaded: 2, num_parallel: 8, ..stub_config(&["a"]) }
@@ -113,6 +113,22 @@ async fn embeds_in_flight_are_capped() {
     assert!(stub.counts().embeds_max <= 3);
 }
 
+/// Who asks for many vectors and takes none of them holds up nobody: its place is given back as soon as they are made.
+#[tokio::test]
+async fn an_embed_that_is_not_taken_holds_no_place() {
+    let stub = Stub::start(two_slots()).await;
+    let foreman = Foreman::start_with(&stub, |raw| raw.embed_parallel = Some("1".to_owned()));
+    let foreman = foreman.await.up().await;
+    let body = json!({ "model": "embed", "input": vec!["x"; 300_000] });
+    let asked = request(foreman.addr, "POST", "/api/embed", body.to_string());
+    let untaken = open(foreman.addr, asked).await.unwrap();
+    assert_eq!(untaken.status, 200);
+    let body = json!({ "model": "embed", "input": "x" });
+    let asking = tokio::time::timeout(DEADLINE, post(foreman.addr, "/api/embed", &body));
+    assert_eq!(asking.await.expect("held up").status, 200);
+    assert!(untaken.rest().await.is_whole);
+}
+
 /// An embed of a model that is not resident makes Ollama load it: meanwhile foreman dispatches nothing that would wait behind
 /// it, or wedge it with the pin of a load.
 #[tokio::test]
@@ -160,7 +176,7 @@ async fn overlapping_embeds_of_a_model_that_becomes_resident_starve_nobody() {
             })
         })
         .collect();
-    assert!(tokio::time::timeout(crate::harness::DEADLINE, job).await.unwrap().unwrap().is_whole);
+    assert!(tokio::time::timeout(DEADLINE, job).await.unwrap().unwrap().is_whole);
     assert!(flow.iter().all(|client| !client.is_finished()), "the embeds flow on");
     for client in flow {
         client.abort();
@@ -205,7 +221,7 @@ async fn an_embed_that_waits_for_its_load_is_told_that_ollama_has_gone() {
     foreman.wait_for(|status| status["embeds"]["waiting"] == 1).await;
     stub.set_down(true).await;
     stub.release_loads();
-    let answer = tokio::time::timeout(crate::harness::DEADLINE, embed).await.unwrap().unwrap();
+    let answer = tokio::time::timeout(DEADLINE, embed).await.unwrap().unwrap();
     assert_eq!(answer.status, 502, "{}", answer.text());
     stub.set_down(false).await;
     assert!(job.await.unwrap().is_whole);

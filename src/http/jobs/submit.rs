@@ -297,6 +297,8 @@ pub(in super::super) async fn respond_async(
     let place = match place(edge, native.dialect, &parts.headers, &plain, Known::Last).await {
         Placement::Queue(place) => place,
         Placement::Forward(reason) => {
+            // Ollama may take minutes, and the next compressed body needs the place.
+            drop(plain);
             tracing::debug!(http.path = parts.uri.path(), reason, "forwarded beside the queue");
             let mut again = Request::new(()).into_parts().0;
             again.clone_from(parts);

@@ -11,6 +11,8 @@
 //!
 //! `accept` hands places out; the reading side of a connection (`outflow`) and its handlers tell what it is doing.
 
+mod files;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,19 +24,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::outflow::Outflow;
 
+pub(super) use files::allowed;
+
 /// Places beyond those that requests may take, so that `/healthz` and a 503 are answered however many clients wait.
 const SPARE: usize = 32;
-
-/// What is needed beside clients' sockets and their likes towards Ollama: the database, its log and its readers, files of
-/// answers, webhooks in flight (256), listeners and the runtime's own.
-const FILES_RESERVED: u64 = 384;
-
-/// Of what is left, so much is for clients; the rest is for connections to Ollama, which relayed requests and embeds need and
-/// waiting clients do not.
-const CLIENTS_SHARE: (u64, u64) = (3, 4);
-
-/// Fewer are no service.
-const PLACES_MIN: usize = 16;
 
 /// The first part of each head counts nowhere: hyper holds a buffer of this size for each connection anyway.
 const HEAD_FREE_BYTES: usize = 8 * 1024;
@@ -49,6 +42,10 @@ const IDLE_GRACE: Duration = Duration::from_millis(500);
 /// How often those who wait for a place look again: somebody has become older.
 const LOOK_PAUSE: Duration = Duration::from_millis(50);
 
+/// A client may so long take nothing of the end of an answer while others want its place: a full socket of a bad mobile
+/// connection moves on more often. Who only sends and never reads must not keep its place for as long as a job's client may.
+const STUCK_GRACE: Duration = Duration::from_secs(60);
+
 /// An upload may take so long to show its pace.
 const UPLOAD_GRACE: Duration = Duration::from_secs(5);
 
@@ -57,14 +54,6 @@ const CRAWL_BYTES_PER_S: u64 = 4 * 1024;
 
 /// Uploads looked at for one that crawls, from the oldest.
 const UPLOADS_LOOKED_AT: usize = 256;
-
-/// As many connections as `files_max` open files allow, at most `wanted`.
-pub(super) fn allowed(wanted: usize, files_max: u64) -> usize {
-    let (of, all) = CLIENTS_SHARE;
-    let clients = files_max.saturating_sub(FILES_RESERVED) / all * of;
-    let clients = usize::try_from(clients).unwrap_or(usize::MAX).saturating_sub(SPARE);
-    wanted.min(clients.max(PLACES_MIN))
-}
 
 /// All places. One per daemon.
 #[derive(Debug)]
@@ -123,6 +112,8 @@ struct Now {
     bytes: u64,
     /// What this connection has of the large heads.
     large_head_bytes: usize,
+    /// Whether its last request was let in. What others are told is worth no place.
+    is_let_in: bool,
 }
 
 impl Places {
@@ -145,6 +136,7 @@ impl Places {
             began: now(),
             bytes: 0,
             large_head_bytes: 0,
+            is_let_in: false,
         };
         let given_up = CancellationToken::new();
         let standing = Arc::new(Standing { now: Mutex::new(now), outflow, given_up });
@@ -188,9 +180,7 @@ impl Table {
 
     /// Takes out who gives way.
     fn who_gives_way(&mut self) -> Option<Arc<Standing>> {
-        // Who has not taken all of an answer is not idle, though nothing is being done for it.
-        let is_through = |standing: &Arc<Standing>| !standing.outflow.is_blocked();
-        let idle = self.idle.iter().find(|(_, standing)| is_through(standing));
+        let idle = self.idle.iter().find(|(_, standing)| standing.is_through());
         if let Some((&turn, _)) = idle.filter(|(_, standing)| standing.age() >= IDLE_GRACE) {
             return self.idle.remove(&turn);
         }
@@ -238,6 +228,12 @@ impl Standing {
     /// How long it has been doing what it does.
     fn age(&self) -> Duration {
         now().saturating_duration_since(self.lock().began)
+    }
+
+    /// Who has not taken all of an answer is not idle, though nothing is being done for it; unless it takes nothing at all.
+    fn is_through(&self) -> bool {
+        let blocked_for = self.outflow.blocked_for();
+        blocked_for.is_none_or(|it| it >= STUCK_GRACE) || !self.lock().is_let_in
     }
 
     fn crawls(&self) -> bool {
@@ -320,6 +316,7 @@ impl Seat {
     pub(super) fn serve(&self) -> Serving {
         let mut table = self.places.lock();
         table.go_on(&self.standing, Phase::Serving);
+        self.standing.lock().is_let_in = false;
         let mut is_counted = table.requests < self.places.requests_max;
         if !is_counted && let Some(crawling) = table.who_crawls() {
             // Its request ends in a moment; until then there is one more than there may be.
@@ -328,6 +325,11 @@ impl Seat {
         }
         table.requests += usize::from(is_counted);
         Serving { seat: self.clone(), is_counted }
+    }
+
+    /// Tells that the request is of somebody who may ask for something.
+    pub(super) fn let_in(&self) {
+        self.standing.lock().is_let_in = true;
     }
 
     /// Tells that the body is being read. Dropping what is returned tells that it no longer is.

@@ -1,5 +1,6 @@
 //! Tests of the places: who gives way, who never does, and what large heads may take.
 
+use super::files::PLACES_MIN;
 use super::*;
 
 /// The connections of a crowd that fills all places.
@@ -51,6 +52,33 @@ async fn who_has_done_nothing_for_the_longest_gives_way_and_whoever_waits_never_
     places.make_room();
     assert_eq!(leave(&mut crowd, &mut numbers), [0]);
     assert_eq!(full(&places).len(), 3 + SPARE);
+}
+
+/// Who has not taken the end of an answer is waited for, but not for ever, and not at all where it was only refused.
+#[tokio::test(start_paused = true)]
+async fn who_takes_nothing_of_an_answer_gives_way_in_the_end_and_who_was_refused_at_once() {
+    let places = Places::new(3);
+    let [slow, stuck, refused] = [(); 3].map(|()| {
+        let outflow = Outflow::default();
+        let place = places.take(outflow.clone()).unwrap();
+        let request = place.seat().serve();
+        place.seat().let_in();
+        drop(request);
+        outflow.wrote(false);
+        (place, outflow)
+    });
+    drop(refused.0.seat().serve());
+    tokio::time::advance(IDLE_GRACE).await;
+    places.make_room();
+    assert!(gave_way(&refused.0), "nothing it was told is worth a place");
+    drop(refused);
+    for _ in 0..STUCK_GRACE.as_secs() {
+        tokio::time::advance(Duration::from_secs(1)).await;
+        slow.1.wrote(true);
+        slow.1.wrote(false);
+    }
+    places.make_room();
+    assert_eq!((gave_way(&slow.0), gave_way(&stuck.0)), (false, true));
 }
 
 /// Bytes that dribble make no connection younger.

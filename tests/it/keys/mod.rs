@@ -7,6 +7,7 @@ mod hidden;
 mod in_flight;
 mod reload;
 mod same;
+mod search;
 
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
