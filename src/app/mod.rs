@@ -156,10 +156,11 @@ impl App {
                 reaches this address can use the GPU and read the status");
         }
         if edge.connections_max < edge.config.connections_max {
+            let connections_max = edge.connections_max;
             tracing::warn!(
-                http.connections_max = edge.connections_max,
-                "the limit of open files allows no more connections \
-                than that; raise it (LimitNOFILE, ulimit -Hn), or lower FOREMAN_CONNECTIONS_MAX"
+                http.connections_max = connections_max,
+                "the limit of open files allows {connections_max} connections; \
+                raise it (LimitNOFILE, ulimit -Hn), or lower FOREMAN_CONNECTIONS_MAX"
             );
         }
         let url = edge.ollama.url();

@@ -97,7 +97,7 @@ impl Problem {
             (_, None) => Exit::Unavailable,
             (400 | 413 | 422, _) => Exit::BadInput,
             (404 | 410, _) => Exit::NotThere,
-            (500.., _) => Exit::Unavailable,
+            (429 | 500.., _) => Exit::Unavailable,
             _ => Exit::Failed,
         }
     }
@@ -151,6 +151,7 @@ mod tests {
         assert_eq!(of(409, r#"{"code":"wrong-state"}"#), Exit::Failed);
         assert_eq!(of(503, r#"{"code":"queue-full","retry_after":3}"#), Exit::Unavailable);
         assert_eq!(of(507, r#"{"code":"disk-full"}"#), Exit::Unavailable);
+        assert_eq!(of(429, r#"{"code":"key-full","retry_after":10}"#), Exit::Unavailable);
         assert_eq!(of(401, r#"{"code":"unauthorised"}"#), Exit::Refused);
         // An Ollama, or a foreman without these routes, relays what it does not know.
         assert_eq!(of(404, "404 page not found"), Exit::Unavailable);

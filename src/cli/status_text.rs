@@ -25,7 +25,7 @@ pub(super) fn render(document: &Value, addr: SocketAddr) -> String {
     upstream(&mut page, &document["upstream"], now);
     resident(&mut page, document, now);
     running(&mut page, document);
-    queue(&mut page, &document["queue"]);
+    queue(&mut page, document);
     disk(&mut page, &document["disk"]);
     loads(&mut page, &document["loads"]);
     let counts = &document["since_start"];
@@ -108,7 +108,7 @@ fn upstream(page: &mut Page, upstream: &Value, now: i64) {
         }
         Some("down") => {
             page.line(&format!("ollama       {url} is DOWN for {since}; jobs wait"));
-            page.line(&format!("             {}", text(&upstream["reason"])));
+            page.wrapped("             ", &text(&upstream["reason"]));
         }
         _ => page.line(&format!("ollama       {url} was not reached yet")),
     }
@@ -133,10 +133,16 @@ fn resident(page: &mut Page, document: &Value, now: i64) {
     }
 }
 
+/// Whether the document leaves out what belongs to other keys.
+fn is_partial(document: &Value) -> bool {
+    document["key"]["is_admin"] == false
+}
+
 fn running(page: &mut Page, document: &Value) {
     let jobs = items(&document["running"]);
     if jobs.is_empty() {
-        page.line("running      nothing");
+        let whose = if is_partial(document) { " of yours" } else { "" };
+        page.line(&format!("running      nothing{whose}"));
     }
     for job in jobs {
         page.line(&format!("running      {} {}", text(&job["id"]), text(&job["lane"])));
@@ -151,7 +157,8 @@ fn running(page: &mut Page, document: &Value) {
     }
 }
 
-fn queue(page: &mut Page, queue: &Value) {
+fn queue(page: &mut Page, document: &Value) {
+    let queue = &document["queue"];
     let depth = queue["depth"].as_u64().unwrap_or(0);
     let lanes = items(&queue["lanes"]);
     let scheduled = match queue["scheduled"].as_u64() {
@@ -160,6 +167,13 @@ fn queue(page: &mut Page, queue: &Value) {
     };
     if depth == 0 {
         page.line(&format!("queue        empty{scheduled}"));
+        return;
+    }
+    if is_partial(document) {
+        page.line(&format!(
+            "queue        {depth} waiting{scheduled}, those of other keys included"
+        ));
+        page.line("             yours: foreman jobs list --state queued");
         return;
     }
     page.line(&format!("queue        {depth} waiting{scheduled}, in this order of load keys:"));
@@ -276,5 +290,28 @@ mod tests {
             "             1        3   1m30s  registry",
         ];
         assert!(columns.iter().all(|line| page.contains(line)), "{page}");
+    }
+
+    #[test]
+    fn who_sees_his_own_jobs_only_is_not_told_that_nothing_runs() {
+        let document = json!({
+            "key": { "name": "alice", "is_admin": false },
+            "running": [], "queue": { "depth": 3, "lanes": [] },
+        });
+        let page = render(&document, ([127, 0, 0, 1], 11435).into());
+        assert!(page.contains("running      nothing of yours\n"), "{page}");
+        assert!(page.contains("3 waiting, those of other keys included\n"), "{page}");
+        assert!(!page.contains("load key"), "{page}");
+    }
+
+    /// What went wrong stands at the end of the reason, behind the address: cut at the width, nobody saw it.
+    #[test]
+    fn the_reason_of_an_outage_is_told_to_its_end() {
+        let reason = "cannot connect to https://gpu.example:11434: client error (Connect): no TLS: its certificate is \
+                      issued by nobody who is trusted here (unknown issuer)";
+        let document = json!({ "upstream": { "url": "https://gpu.example:11434", "state": "down", "reason": reason } });
+        let page = render(&document, ([127, 0, 0, 1], 11435).into());
+        assert!(page.contains("(unknown issuer)\n"), "{page}");
+        assert!(page.lines().all(|line| line.chars().count() <= WIDTH), "{page}");
     }
 }

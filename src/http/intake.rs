@@ -187,6 +187,11 @@ fn hex(hash: &Hash) -> String {
     hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// Whose a job is, for the log; nothing where it is nobody's.
+pub(super) fn owned(owner: &str) -> Option<&str> {
+    (!owner.is_empty()).then_some(owner)
+}
+
 /// What a client is told of a queue that is full.
 pub(super) fn queue_full(jobs: u64, limit: QueueLimit) -> Told {
     let queue = match limit {

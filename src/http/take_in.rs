@@ -179,7 +179,7 @@ async fn store(
                 job.dialect = dialect.name(),
                 job.class = class.name(),
                 job.client = %client,
-                job.owner = %owner,
+                job.owner = intake::owned(&owner),
                 http.connection = whom.connection,
                 "job admitted"
             );

@@ -187,7 +187,7 @@ async fn admit(edge: &Edge, job: NewJob) -> Result<Taken, Problem> {
     if let Admission::Admitted { seq } = admission {
         fail_point::reach("admit.committed");
         tracing::info!(job.id = %new.id, job.seq = seq, job.lane = %lane, job.class = class.name(),
-            job.client = %client, job.owner = %new.owner, "job submitted");
+            job.client = %client, job.owner = intake::owned(&new.owner), "job submitted");
         new.seq = seq;
         edge.worker.submitted(seq);
         if new.deadline_ms.is_some() {
