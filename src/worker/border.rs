@@ -1,8 +1,10 @@
 //! What happens at a job border beside jobs: chores asked for by others, and the release of models whose time is up.
 
+use std::pin::Pin;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio::time::Sleep;
 
 use crate::clock;
 use crate::domain::learning::Trials;
@@ -21,8 +23,8 @@ use super::{Hands, Worker, brief};
 /// Pause before an idle model that would not go is asked again.
 const RELEASE_PAUSE: Duration = Duration::from_secs(30);
 
-/// The longest a border is held for somebody else: a delete or a copy takes milliseconds, a create seconds; one that
-/// quantizes takes minutes, and is not waited for to its end.
+/// The longest a border is held for others, all together: a delete or a copy takes milliseconds, a create seconds; one that
+/// quantizes takes minutes, and is not waited for to its end. Who asks for many at once keeps jobs waiting no longer than that.
 const HOLD_LIMIT: Duration = Duration::from_secs(60);
 
 /// Keeps the worker at its border, with nothing in flight, while it lives.
@@ -31,17 +33,26 @@ pub struct BorderHold {
     _ended: oneshot::Sender<()>,
 }
 
-/// Holds the border until whoever asked is done with it, or has left.
-async fn hold_for(asker: oneshot::Sender<BorderHold>) {
-    let (ended, end) = oneshot::channel();
-    if asker.send(BorderHold { _ended: ended }).is_err() {
-        return;
-    }
-    if tokio::time::timeout(HOLD_LIMIT, end).await.is_err() {
-        tracing::warn!(
-            limit.s = HOLD_LIMIT.as_secs(),
-            "a held border was not given back; going on"
-        );
+/// What is left of the time for which one border may be held. It begins with the first hold.
+#[derive(Default)]
+struct HoldTime(Option<Pin<Box<Sleep>>>);
+
+impl HoldTime {
+    /// Holds the border until whoever asked is done with it, or has left, or the time is over.
+    async fn hold_for(&mut self, asker: oneshot::Sender<BorderHold>) {
+        let (ended, end) = oneshot::channel();
+        if asker.send(BorderHold { _ended: ended }).is_err() {
+            return;
+        }
+        let over = self.0.get_or_insert_with(|| Box::pin(tokio::time::sleep(HOLD_LIMIT)));
+        tokio::select! {
+            biased;
+            _ = end => (),
+            () = over.as_mut() => {
+                let limit_s = HOLD_LIMIT.as_secs();
+                tracing::warn!(limit.s = limit_s, "a held border was not given back; going on");
+            }
+        }
     }
 }
 
@@ -84,6 +95,7 @@ impl Worker {
         let waiting = std::mem::take(&mut self.put_off);
         let asked = (0..self.chores.len()).map_while(|_| self.chores.try_recv().ok());
         let chores: Vec<Chore> = waiting.into_iter().chain(asked).collect();
+        let mut hold_time = HoldTime::default();
         for chore in chores {
             let hands = &self.hands;
             match chore {
@@ -104,7 +116,7 @@ impl Worker {
                     if hands.tools.residency.holds(&model) && !done.is_closed() {
                         hands.unload_beside_jobs(&model).await;
                     }
-                    hold_for(done).await;
+                    hold_time.hold_for(done).await;
                 }
             }
         }
@@ -291,4 +303,29 @@ fn release_at_ms(entry: &Entry) -> Option<i64> {
         return Some(entry.used_at_ms);
     }
     entry.idle_limit.map(|limit| entry.used_at_ms.saturating_add(clock::millis(limit)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each of many slow creates held the border for the whole limit, one behind another.
+    #[tokio::test(start_paused = true)]
+    async fn many_holds_keep_jobs_waiting_no_longer_than_one() {
+        let mut hold_time = HoldTime::default();
+        let (asker, asked) = oneshot::channel();
+        let gives_back = async { drop(asked.await) };
+        tokio::join!(hold_time.hold_for(asker), gives_back);
+        let mut kept = Vec::new();
+        let holds = async {
+            for _ in 0..3 {
+                let (asker, asked) = oneshot::channel();
+                kept.push(asked);
+                hold_time.hold_for(asker).await;
+            }
+        };
+        let held = tokio::time::timeout(HOLD_LIMIT + Duration::from_secs(1), holds).await;
+        assert!(held.is_ok(), "they took more than one limit");
+        assert_eq!(kept.len(), 3);
+    }
 }
