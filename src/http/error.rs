@@ -30,9 +30,19 @@ impl Told {
         Told { retry_after_s: Some(seconds), ..self }
     }
 
+    /// What is told, with the time after which to try again: most clients show the text and no header.
+    pub(super) fn sentence(&self) -> String {
+        match self.retry_after_s {
+            Some(seconds) if self.text.ends_with("try again") => {
+                format!("{} in {seconds} s", self.text)
+            }
+            Some(_) | None => self.text.clone(),
+        }
+    }
+
     /// This error as an answer in the shape of `dialect`.
     pub(super) fn answer(&self, dialect: Dialect) -> Response {
-        let body = shaped(dialect, self.status.as_u16(), &self.text).to_string();
+        let body = shaped(dialect, self.status.as_u16(), &self.sentence()).to_string();
         let mut response = HttpResponse::new(full_body(Bytes::from(body)));
         *response.status_mut() = self.status;
         let content_type = match dialect.error_shape() {
@@ -159,6 +169,15 @@ mod tests {
         assert_eq!(shaped(Dialect::Generate, 503, "no").to_string(), r#"{"error":"no"}"#);
         assert_eq!(shaped(Dialect::Responses, 404, "no")["error"]["type"], "not_found_error");
         assert_eq!(shaped(Dialect::Messages, 503, "no")["error"]["type"], "overloaded_error");
+    }
+
+    #[test]
+    fn a_sentence_says_when_to_try_again() {
+        let told = Told::new(StatusCode::SERVICE_UNAVAILABLE, "it is full, try again");
+        assert_eq!(told.sentence(), "it is full, try again");
+        assert_eq!(told.retry_after(10).sentence(), "it is full, try again in 10 s");
+        let other = Told::new(StatusCode::BAD_GATEWAY, "it is gone: why").retry_after(5);
+        assert_eq!(other.sentence(), "it is gone: why");
     }
 
     #[test]

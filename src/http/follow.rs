@@ -216,7 +216,7 @@ impl FollowBody {
             Heard::Opening(Opening::Refused(refusal)) => self.last_words(&refusal.text),
             Heard::Stopping => {
                 let told = stopping(&stays(waiter.id));
-                self.last_words(&told.text)
+                self.last_words(&told.sentence())
             }
         }
     }

@@ -199,21 +199,21 @@ pub(super) fn queue_full(jobs: u64, limit: QueueLimit) -> Told {
         QueueLimit::Jobs | QueueLimit::Bytes => "the queue".to_owned(),
         QueueLimit::Class(class) => format!("the queue of class {}", class.name()),
     };
-    let text = format!("{queue} is full ({jobs} jobs wait); nothing was stored, try again later");
+    let text = format!("{queue} is full ({jobs} jobs wait); nothing was stored, try again");
     Told::new(StatusCode::SERVICE_UNAVAILABLE, text).retry_after(FULL_RETRY_S)
 }
 
 /// What a client is told whose key has as many jobs waiting as it may.
 pub(super) fn key_full(jobs: u64) -> Told {
     let text = format!(
-        "your key has {jobs} jobs waiting, as many as it may; nothing was stored, try again later"
+        "your key has {jobs} jobs waiting, as many as it may; nothing was stored, try again"
     );
     Told::new(StatusCode::TOO_MANY_REQUESTS, text).retry_after(FULL_RETRY_S)
 }
 
 /// What a client is told while the disk is full.
 pub(super) fn no_room() -> Told {
-    let text = "the disk of foreman's database is full; nothing was stored, try again later";
+    let text = "the disk of foreman's database is full; nothing was stored, try again";
     Told::new(StatusCode::INSUFFICIENT_STORAGE, text).retry_after(NO_ROOM_RETRY_S)
 }
 
@@ -226,7 +226,7 @@ pub(super) fn not_stored(edge: &Edge, fault: &StoreError) -> Told {
     if matches!(fault, StoreError::Full) {
         return no_room();
     }
-    let text = "foreman could not store the request; nothing was sent to ollama, try again later";
+    let text = "foreman could not store the request; nothing was sent to ollama, try again";
     Told::new(StatusCode::SERVICE_UNAVAILABLE, text).retry_after(FULL_RETRY_S)
 }
 

@@ -86,9 +86,8 @@ pub(super) async fn retry(
             return Err(Problem::new(Code::NoRequest, text).job(id));
         }
         Reopening::Full(jobs) => {
-            let text = format!(
-                "the queue is full ({jobs} jobs wait); the job stays as it is, try again later"
-            );
+            let text =
+                format!("the queue is full ({jobs} jobs wait); the job stays as it is, try again");
             return Err(Problem::new(Code::QueueFull, text)
                 .job(id)
                 .retry_after(intake::FULL_RETRY_S));

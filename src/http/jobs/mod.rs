@@ -167,7 +167,7 @@ fn unread(edge: &Edge, fault: &StoreError) -> Problem {
     }
     match fault {
         StoreError::Full => {
-            Problem::new(Code::DiskFull, "the disk is full; nothing was changed, try again later")
+            Problem::new(Code::DiskFull, "the disk is full; nothing was changed, try again")
         }
         _ => Problem::new(
             Code::StoreUnavailable,
