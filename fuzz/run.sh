@@ -2,6 +2,7 @@
 # Fuzzes each target for some seconds, on the stable toolchain; see README.md. The first finding ends it.
 #
 #   fuzz/run.sh [seconds [target...]]     default: 10 seconds, all targets
+#   fuzz/run.sh same [target...]          20,000 inputs from one seed: the same ones each time, for CI
 #   fuzz/run.sh minimise [target...]      takes what earlier runs found into the corpora, as little of it as covers the same
 #
 # Needs cargo, a C++ compiler, and crates.io the first time. Everything it makes is under the target directory, findings in
@@ -52,7 +53,16 @@ for name in "${targets[@]}"; do
         answer | request | submission) words=fuzz/json.dict ;;
         *) words=fuzz/text.dict ;;
     esac
-    printf '\n-- %s, %s seconds\n' "$name" "$seconds"
-    "$programs/$name" -max_total_time="$seconds" -max_len="$bytes_max" -dict="$words" -verbosity=0 \
-        -artifact_prefix="$artifacts/$name/" -print_final_stats=1 "$found/$name" "fuzz/corpus/$name"
+    if [ "$seconds" = same ]; then
+        # What a change did not cause must not fail its checks. The corpora of earlier runs would make it another run.
+        limit=(-runs=20000 -seed=1)
+        found_before=$(mktemp -d)
+        printf '\n-- %s, the same 20,000 inputs\n' "$name"
+    else
+        limit=(-max_total_time="$seconds")
+        found_before=$found/$name
+        printf '\n-- %s, %s seconds\n' "$name" "$seconds"
+    fi
+    "$programs/$name" "${limit[@]}" -max_len="$bytes_max" -dict="$words" -verbosity=0 \
+        -artifact_prefix="$artifacts/$name/" -print_final_stats=1 "$found_before" "fuzz/corpus/$name"
 done

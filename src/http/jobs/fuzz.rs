@@ -30,7 +30,11 @@ pub fn route(input: &[u8]) {
     };
     for method in [Method::GET, Method::HEAD, Method::POST, Method::DELETE, Method::PUT] {
         match Target::of(path, &method) {
-            Ok(Target::Job(id)) => assert!(path.ends_with(&id.to_string()), "{path} is {id}"),
+            // An id may come in small letters.
+            Ok(Target::Job(id)) => {
+                let last = path.rsplit('/').next().unwrap_or_default();
+                assert_eq!(last.parse().ok(), Some(id), "{path}");
+            }
             Ok(_) => {}
             Err(problem) => is_short(&problem, input),
         }

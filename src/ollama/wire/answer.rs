@@ -121,7 +121,9 @@ impl AnswerScanner {
             }
             Framing::Events(dialect, mut lines) => {
                 let mut at = 0;
-                while let Some(event) = lines.next(chunk, &mut at) {
+                while let Some(mut event) = lines.next(chunk, &mut at) {
+                    // A number is whole only where something ends it.
+                    event.record.end();
                     self.learn(&event.record);
                     self.apply(meaning_of_event(dialect, &event));
                 }
@@ -353,6 +355,8 @@ mod tests {
         assert_eq!(openai(&format!(": wait\n\n{part}data: [DONE]\n\n")), Verdict::Whole);
         assert_eq!(openai("data:[DONE]\r\n\r\n"), Verdict::Whole);
         assert_eq!(openai("data: [DONE]x\n\n"), Verdict::Malformed);
+        // A number was malformed, since nothing but the end of the answer ended it.
+        assert_eq!(scan(AnswerKind::OpenAiStream, "data: 1\n\ndata: 2\n\n"), (Verdict::Cut, 2));
         assert_eq!(openai("event: x\ndata: [DON"), Verdict::Malformed);
         let error = "data: {\"error\":{\"type\":\"api_error\",\"message\":\"boom\"}}\n\n";
         let found = scan(AnswerKind::OpenAiStream, &format!("{part}{error}"));
