@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use hyper::StatusCode;
 use hyper::header::HeaderMap;
 use hyper::http::request::Parts;
+use tracing::field::{DisplayValue, display};
 use ulid::Ulid;
 
 use crate::clock;
@@ -188,8 +189,8 @@ fn hex(hash: &Hash) -> String {
 }
 
 /// Whose a job is, for the log; nothing where it is nobody's.
-pub(super) fn owned(owner: &str) -> Option<&str> {
-    (!owner.is_empty()).then_some(owner)
+pub(super) fn owned(owner: &str) -> Option<DisplayValue<&str>> {
+    (!owner.is_empty()).then(|| display(owner))
 }
 
 /// What a client is told of a queue that is full.
