@@ -77,9 +77,6 @@ pub fn decide(board: &Board) -> Decision {
         if let Some(preempting) = rotate::preempting(board, &mine, &others) {
             return at_border(board, take_over(board, preempting, Reason::Preempt));
         }
-        if let Some(meeting) = rotate::first_meeting(board, &others) {
-            return at_border(board, take_over(board, meeting, Reason::Beside));
-        }
         if rotate::is_due(board, &mine, &others) {
             let due = others[0];
             let due_at_ms = due.earliest().map_or(board.now_ms, |head| head.due_at_ms);

@@ -89,20 +89,6 @@ pub(super) fn preempting<'a>(
     })
 }
 
-/// A lane whose key was never seen beside what is resident, and whose job has waited for a pair of loads: it is tried, once for
-/// each pair, or memory would stay free until the resident lanes run dry.
-pub(super) fn first_meeting<'a>(board: &Board, others: &[&'a Queue]) -> Option<&'a Queue> {
-    others.iter().copied().find(|queue| {
-        let is_trial =
-            queue.lane.key().is_some() && queue.unload.is_empty() && !queue.victims.is_empty();
-        let back_ms = victims(board, queue).map(|victim| victim.visit.load_ms).max().unwrap_or(0);
-        let patience_ms = queue.load_ms.saturating_add(back_ms);
-        let waited_ms =
-            queue.earliest().map_or(0, |head| board.now_ms.saturating_sub(head.ready_at_ms));
-        is_trial && waited_ms >= patience_ms
-    })
-}
-
 /// The residents that would have to go for a lane.
 pub(super) fn victims<'a>(board: &'a Board, queue: &Queue) -> impl Iterator<Item = &'a Resident> {
     let names = queue.victims.clone();
