@@ -102,8 +102,8 @@ fn learned() -> Learning {
         for n in 0..40 {
             learning.load_times.measured(&key, 5_000 + n, None);
             learning.rates.served(&key, 3_000 + n);
-            learning.rates.arrived(&key, n * 20, n % 2 == 0);
-            learning.returns.learn(&format!("client {key}"), &key, Some(500 + n));
+            learning.rates.arrived(&key, n * 20);
+            learning.returns.learn(&format!("client {key}"), Some(500 + n));
         }
     }
     learning

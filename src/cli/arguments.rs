@@ -282,6 +282,9 @@ pub(super) struct Replay {
     parallel: Option<String>,
     #[arg(long, value_name = "auto|off", help = "As FOREMAN_BESIDE [default: auto]")]
     beside: Option<String>,
+    /// Replay as if all clients were one program: the same address, the same User-Agent
+    #[arg(long)]
+    pub(super) alike: bool,
     /// Load keys that fit in memory at once [default: what the trace says, else 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1_000))]
     pub(super) slots: Option<u16>,

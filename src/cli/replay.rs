@@ -129,7 +129,7 @@ fn read(path: &Path, arguments: &Replay) -> Result<Trace, Exit> {
         .map_err(|fault| bad(&format!("{name}:{}: {}", fault.line, fault.what)))?;
     trace.loads_s.splice(0..0, arguments.load_of.iter().cloned());
     trace.slots = arguments.slots.map(usize::from).or(trace.slots);
-    Ok(trace)
+    Ok(if arguments.alike { trace.alike() } else { trace })
 }
 
 /// The files of a suite with their workloads, those of one workload together.

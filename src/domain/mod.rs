@@ -11,6 +11,5 @@ pub mod model;
 pub mod retry;
 pub mod route;
 pub mod schedule;
-pub mod threads;
 pub mod turns;
 pub mod whom;

@@ -1,6 +1,6 @@
 //! Who asked for a job: an id of the client that is the same after a restart, and the connection it came on. Pure.
 //!
-//! `http` makes a [`Whom`] of each queued request; [`super::threads`] tells by it what follows on what. Nothing here lets
+//! `http` makes a [`Whom`] of each queued request; [`super::learning`] tells by it who comes back, [`super::turns`] whose turn it is. Nothing here lets
 //! anybody in: an id is for telling clients apart, not for trusting them.
 
 use std::fmt;

@@ -41,7 +41,6 @@ mod waiter;
 mod waiting;
 mod whom;
 
-use std::hash::RandomState;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
@@ -96,8 +95,6 @@ pub struct Edge {
     pub instance: String,
     /// Set when the upstream turned out to be this daemon itself.
     pub is_misled: AtomicBool,
-    /// The keys of the hashes of conversations: new for each process, so that no client can make its own collide.
-    chain_keys: RandomState,
     /// Which routes it has that foreman does not know.
     routes: Routes,
     /// Embeds in flight.
@@ -135,7 +132,6 @@ impl Edge {
             started_at_ms: tools.clock.now_ms(),
             instance: ulid::Ulid::generate().to_string(),
             is_misled: AtomicBool::new(false),
-            chain_keys: RandomState::new(),
             routes: Routes::default(),
             embeds: Arc::new(Semaphore::new(config.embed_parallel)),
             embeds_waiting: AtomicU64::new(0),

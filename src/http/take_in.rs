@@ -11,7 +11,6 @@ use crate::domain::job::{Class, JobId, Kind, State};
 use crate::domain::schedule::Lane;
 use crate::domain::whom::Whom;
 use crate::fail_point;
-use crate::ollama::wire::chain::chain;
 use crate::store::{Admission, Cancellation, Extras, FoundBy, JobView, NewJob, Sought};
 use crate::worker::Arrival;
 use crate::worker::output::Output;
@@ -101,7 +100,7 @@ async fn take(
             place: asking.place.clone(),
             extras,
         };
-        match admit(&edge, &asker, asked, (leaves, &asking.known_by)).await? {
+        match admit(&edge, &asker, asked, leaves).await? {
             Intake::New(waiter) => return Ok(Taken::New(waiter)),
             Intake::Found(id, by) => {
                 if let Some(taken) = join(&edge, id, by, leaves).await? {
@@ -139,13 +138,13 @@ async fn admit(
     edge: &Arc<Edge>,
     asker: &Asker,
     asked: Asked,
-    (leaves, said): (Leaves, &Bytes),
+    leaves: Leaves,
 ) -> Result<Intake, Told> {
     let lane = asked.place.lane.clone();
     let job = new_job(edge, asker, asked);
     // The waiter exists before the job does, so that its output does when the worker claims it.
     let mut waiter = Waiter::new(edge, job.id, leaves);
-    match store(edge, job, (&lane, said), asker.whom).await {
+    match store(edge, job, &lane, asker.whom).await {
         Ok(None) => Ok(Intake::New(waiter)),
         Ok(Some((id, by))) => {
             waiter.let_go();
@@ -163,7 +162,7 @@ async fn admit(
 async fn store(
     edge: &Edge,
     job: NewJob,
-    (lane, said): (&Lane, &Bytes),
+    lane: &Lane,
     whom: Whom,
 ) -> Result<Option<(JobId, FoundBy)>, Told> {
     let (id, dialect, class) = (job.id, job.dialect, job.class);
@@ -183,8 +182,7 @@ async fn store(
                 http.connection = whom.connection,
                 "job admitted"
             );
-            let chain = chain(dialect, said, &edge.chain_keys);
-            let arrival = Arrival { id, seq, lane, whom, chain: &chain };
+            let arrival = Arrival { id, seq, lane, client: whom.client };
             edge.worker.arrived(&arrival, edge.clock.now_ms());
             return Ok(None);
         }

@@ -3,16 +3,12 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
-use ulid::Ulid;
-
 use crate::domain::bound::{Window, lower_bound};
-use crate::domain::job::{Class, JobId};
+use crate::domain::job::Class;
 use crate::domain::learning::{Held, Learning, NamesOnly, Waiting};
 use crate::domain::model::{LoadKey, ModelName};
 use crate::domain::schedule::{Beside, Decision, Lane, Policy, Reason, decide};
-use crate::domain::threads::Threads;
 use crate::domain::turns::Turns;
-use crate::domain::whom::{ClientId, Whom};
 
 use super::report::Report;
 use super::trace::{Job, Trace, TraceFault, load_key};
@@ -63,13 +59,11 @@ struct Day<'a> {
     now_us: u64,
     jobs: Vec<Arrived>,
     /// By lane and class, with the turns of their clients.
-    queues: BTreeMap<(usize, Class), Turns<Option<ClientId>>>,
+    queues: BTreeMap<(usize, Class), Turns<Option<String>>>,
     /// Keys in memory, the one used last at the end.
     resident: Vec<usize>,
     in_flight: Vec<usize>,
     learning: Learning,
-    /// What follows on what, told as the daemon tells it: by client and connection.
-    threads: Threads,
     holding: Option<usize>,
     waits_us: Vec<u64>,
     windows: Vec<Window<usize>>,
@@ -92,7 +86,6 @@ impl<'a> Day<'a> {
             resident: Vec::new(),
             in_flight: Vec::new(),
             learning: Learning::default(),
-            threads: Threads::default(),
             holding: None,
             waits_us: Vec::new(),
             windows: Vec::new(),
@@ -161,15 +154,10 @@ impl<'a> Day<'a> {
         // Every key was met when the day was made.
         let Ok(lane) = self.lane(&job.clone()) else { return };
         let (key, now_ms) = (self.keys[lane].to_string(), ms(at_us));
-        let whom = self.whom(source);
+        let client = self.client(source);
         let id = job_id(self.jobs.len());
-        let arrival = whom.map(|whom| self.threads.arrived(now_ms, id, &whom, &[]));
-        let followed = arrival.and_then(|arrival| arrival.follows);
-        let is_stranger = followed.is_none();
-        if let Some(followed) = followed {
-            self.learning.returns.came_back(followed.job.0.0, &key, now_ms);
-        }
-        self.learning.rates.arrived(&key, now_ms, is_stranger);
+        self.learning.returns.arrived(id, client.as_deref(), &key, now_ms);
+        self.learning.rates.arrived(&key, now_ms);
         if self.holding.is_some_and(|held| held == lane) {
             self.holding = None;
             self.report.hold_hits += 1;
@@ -180,19 +168,16 @@ impl<'a> Day<'a> {
             from_ms: now_ms,
             until_ms: now_ms.saturating_add(max_wait_ms),
         });
-        let client = self.whom(source).map(|whom| whom.client);
         self.queues.entry((lane, class)).or_default().enter(client, number(self.jobs.len()));
         self.jobs.push(Arrived { lane, at_us, service_us, source });
     }
 
-    /// Who asks, where the trace says so. A loop has a connection of its own, as an agent's program has.
-    fn whom(&self, source: Source) -> Option<Whom> {
-        let (name, connection) = match source {
-            Source::Arrival(index) => (self.trace.arrivals[index].client.as_ref()?, 0),
-            Source::Step(client, _) => (&self.trace.loops[client].client, client + 1),
-        };
-        let connection = u64::try_from(connection).unwrap_or(u64::MAX);
-        Some(Whom { client: ClientId::of(None, name, b""), connection })
+    /// Who asks, where the trace says so.
+    fn client(&self, source: Source) -> Option<String> {
+        match source {
+            Source::Arrival(index) => self.trace.arrivals[index].client.clone(),
+            Source::Step(client, _) => Some(self.trace.loops[client].client.clone()),
+        }
     }
 
     fn end(&mut self, index: usize) {
@@ -205,12 +190,7 @@ impl<'a> Day<'a> {
         self.latency_us += self.now_us - job.at_us;
         self.report.jobs += 1;
         self.report.makespan_s = seconds(self.now_us);
-        if let Some(whom) = self.whom(job.source) {
-            let id = job_id(index);
-            self.threads.ended(id, now_ms, key.clone());
-            let (group, key) = (format!("{} {key}", whom.client), key.to_string());
-            self.learning.returns.went_away(id.0.0, &group, &key, now_ms);
-        }
+        self.learning.returns.ended(job_id(index), now_ms);
         let Source::Step(client, step) = job.source else { return };
         let looping = &self.trace.loops[client];
         if step + 1 < looping.steps.len() {
@@ -382,6 +362,6 @@ fn index(seq: i64) -> usize {
     usize::try_from(seq).unwrap_or(usize::MAX)
 }
 
-fn job_id(job: usize) -> JobId {
-    JobId(Ulid::from_parts(0, u128::try_from(job).unwrap_or(u128::MAX)))
+fn job_id(job: usize) -> u128 {
+    u128::try_from(job).unwrap_or(u128::MAX)
 }

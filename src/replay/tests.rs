@@ -9,7 +9,8 @@ use proptest::prelude::*;
 fn workload(name: &str, seed: u32) -> Trace {
     let path = format!("{}/tests/fixtures/traces/{name}.{seed}.jsonl", env!("CARGO_MANIFEST_DIR"));
     let mut trace = Trace::parse(&std::fs::read_to_string(path).unwrap()).unwrap();
-    trace.loads_s = ["A", "B", "C"].map(str::to_owned).into_iter().zip([8.0, 10.0, 6.0]).collect();
+    let loads = ["A", "B", "C"].map(str::to_owned).into_iter().zip([8.0, 10.0, 6.0]);
+    trace.loads_s.extend(loads);
     trace
 }
 
@@ -40,6 +41,51 @@ fn the_nine_workloads_reach_their_figures() {
         assert!(found <= loads, "{name}: {found} loads per 100 jobs");
         let found_s = mean(&reports, |report| report.mean_latency_s);
         assert!(found_s <= latency_s + 0.005, "{name}: mean latency {found_s} s");
+    }
+}
+
+/// The workloads in which several programs ask, and how much the figures may grow once nothing tells those apart.
+const ALIKE: [&str; 8] = [
+    "agents-think-0.5s",
+    "agents-think-5s",
+    "agents-2-per-model",
+    "agents-3-per-model",
+    "alternating-agents",
+    "mixed-agents",
+    "orchestrators",
+    "shell-loops",
+];
+const ALIKE_SHARE_MAX: f64 = 1.1;
+
+fn six_alike(name: &str) -> Vec<Report> {
+    (0..6).map(|seed| replay(&workload(name, seed).alike(), &Setup::default()).unwrap()).collect()
+}
+
+/// Agents behind one address with one `User-Agent` cost a load a step.
+#[test]
+fn programs_that_look_alike_are_served_as_well_as_those_that_do_not() {
+    for name in ALIKE {
+        let (apart, alike) = (six_seeds(name, Chooser::Foreman), six_alike(name));
+        let is_near = |what: &str, figure: fn(&Report) -> f64| {
+            let (apart, alike) = (mean(&apart, figure), mean(&alike, figure));
+            assert!(alike <= apart * ALIKE_SHARE_MAX, "{name}, {what}: {alike}, apart {apart}");
+        };
+        is_near("loads per 100 jobs", Report::loads_per_100);
+        is_near("makespan", |report| report.makespan_s);
+        is_near("mean latency", |report| report.mean_latency_s);
+        is_near("longest wait", |report| report.longest_wait_s);
+    }
+}
+
+/// One program whose requests come at random is not mistaken for a loop.
+#[test]
+fn memoryless_arrivals_of_one_identity_are_served_like_those_of_none() {
+    for (name, loads, latency_s) in [("poisson-0.5", 33.0, 23.3), ("poisson-0.9", 8.1, 70.7)] {
+        let reports = six_alike(name);
+        let found = mean(&reports, Report::loads_per_100);
+        assert!(found <= loads, "{name}: {found} loads per 100 jobs");
+        let found_s = mean(&reports, |report| report.mean_latency_s);
+        assert!(found_s <= latency_s, "{name}: mean latency {found_s} s");
     }
 }
 

@@ -87,6 +87,15 @@ impl Trace {
         Ok(trace)
     }
 
+    /// The same day with all clients of one identity, as programs are that share an address and a `User-Agent`.
+    #[must_use]
+    pub fn alike(mut self) -> Trace {
+        let one = || "alike".to_owned();
+        self.arrivals.iter_mut().for_each(|arrival| arrival.client = Some(one()));
+        self.loops.iter_mut().for_each(|looping| looping.client = one());
+        self
+    }
+
     fn take(&mut self, value: &Value) -> Result<(), String> {
         if !value.is_object() {
             return Err("not an object".to_owned());

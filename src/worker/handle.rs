@@ -104,12 +104,14 @@ impl WorkerHandle {
         &self.mind
     }
 
-    /// Tells the worker of a job that was admitted: who asked and what it follows on is taken in, and the worker woken.
+    /// Tells the worker of a job that was admitted: who asked is taken in, and the worker woken.
     pub fn arrived(&self, arrival: &Arrival<'_>, now_ms: i64) {
-        if let Some((group, gap_ms)) = self.mind.arrived(arrival, now_ms) {
+        if let Some(learned) = self.mind.arrived(arrival, now_ms) {
             let store = self.store.clone();
             self.tasks.spawn(async move {
-                if let Err(fault) = store.keep_gap(group, gap_ms, now_ms).await {
+                if let Err(fault) =
+                    store.keep_gap(learned.source, Some(learned.gap_ms), now_ms).await
+                {
                     tracing::debug!(db.error = %fault, "a gap that was learned is not kept");
                 }
             });

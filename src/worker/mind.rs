@@ -1,18 +1,17 @@
-//! What the worker has learned and remembers, shared with whoever admits jobs: what is learned about models and clients, who
-//! follows on whom, what is held, and the last decisions with their reasons.
+//! What the worker has learned and remembers, shared with whoever admits jobs: what is learned about models and clients,
+//! what is held, and the last decisions with their reasons.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::{Value, json};
 
 use crate::clock::rfc3339;
 use crate::domain::job::JobId;
-use crate::domain::learning::{Held, Learning, Models, Trials, Waiting};
+use crate::domain::learning::{Held, LearnedGap, Learning, Models, Trials, Waiting};
 use crate::domain::model::{LoadKey, ModelName};
 use crate::domain::schedule::{Board, Decision, Lane, Policy};
-use crate::domain::threads::Threads;
-use crate::domain::whom::Whom;
+use crate::domain::whom::ClientId;
 use crate::ollama::inventory::Inventory;
 use crate::store::Learned;
 
@@ -21,9 +20,6 @@ const DECISIONS_MAX: usize = 50;
 
 /// Between the names of a set of models in the store. No digest and no name holds it.
 const BETWEEN_NAMES: char = '\n';
-
-/// Between a client and a key in the name of a group of gaps. No client id holds it.
-const BETWEEN_CLIENT_AND_KEY: char = ' ';
 
 /// A job that was admitted.
 #[derive(Debug)]
@@ -35,13 +31,8 @@ pub struct Arrival<'a> {
     /// The lane it waits in.
     pub lane: &'a Lane,
     /// Who asked.
-    pub whom: Whom,
-    /// The hashes of the beginnings of its conversation.
-    pub chain: &'a [u64],
+    pub client: ClientId,
 }
-
-/// A gap worth keeping over a restart: the group, and the gap in milliseconds, or `None` if the client went elsewhere.
-pub(super) type KeptGap = (String, Option<i64>);
 
 /// The shared memory. Clones share everything; nothing waits while it is locked.
 #[derive(Debug, Clone)]
@@ -52,9 +43,6 @@ pub(super) struct Mind {
 #[derive(Debug, Default)]
 struct Inner {
     learning: Learning,
-    threads: Threads,
-    /// Who asked for each job that is open.
-    clients: BTreeMap<JobId, String>,
     /// The last arrival number given out.
     last_seq: i64,
     holding: Option<ModelName>,
@@ -82,10 +70,9 @@ impl Mind {
                 inner.learning.load_times.measured(key, *took_ms, None);
             }
         }
-        for (group, gaps) in &learned.gaps {
-            let Some((_, key)) = group.split_once(BETWEEN_CLIENT_AND_KEY) else { continue };
+        for (source, gaps) in &learned.gaps {
             for gap_ms in gaps {
-                inner.learning.returns.learn(group, key, *gap_ms);
+                inner.learning.returns.learn(source, *gap_ms);
             }
         }
         for (models, fits) in &learned.fits {
@@ -95,21 +82,19 @@ impl Mind {
         Mind { inner: Arc::new(Mutex::new(inner)) }
     }
 
-    /// A job was admitted.
-    pub(super) fn arrived(&self, arrival: &Arrival<'_>, now_ms: i64) -> Option<KeptGap> {
+    /// A job was admitted. Answers what was learned from it.
+    pub(super) fn arrived(&self, arrival: &Arrival<'_>, now_ms: i64) -> Option<LearnedGap> {
         let inner = &mut *self.lock();
         inner.last_seq = inner.last_seq.max(arrival.seq);
-        let followed =
-            inner.threads.arrived(now_ms, arrival.id, &arrival.whom, arrival.chain).follows;
-        inner.clients.insert(arrival.id, arrival.whom.client.to_string());
         let key = arrival.lane.key()?;
         if inner.holding.as_ref() == Some(&key.model) {
             inner.holding = None;
             inner.hold_hits += 1;
         }
         let text = key.to_string();
-        inner.learning.rates.arrived(&text, now_ms, followed.is_none());
-        inner.learning.returns.came_back(followed?.job.0.0, &text, now_ms)
+        let client = arrival.client.to_string();
+        inner.learning.rates.arrived(&text, now_ms);
+        inner.learning.returns.arrived(arrival.id.0.0, Some(&client), &text, now_ms)
     }
 
     /// Jobs were admitted that follow on nothing; this is the last arrival number.
@@ -132,18 +117,12 @@ impl Mind {
             inner.learning.rates.served(&text, service_ms);
         }
         inner.learning.visits.worked(&key.model, now_ms);
-        inner.threads.ended(id, now_ms, key.clone());
-        if let Some(client) = inner.clients.remove(&id) {
-            let group = format!("{client}{BETWEEN_CLIENT_AND_KEY}{text}");
-            inner.learning.returns.went_away(id.0.0, &group, &text, now_ms);
-        }
+        inner.learning.returns.ended(id.0.0, now_ms);
     }
 
     /// A job has ended without one.
     pub(super) fn gave_up(&self, id: JobId) {
-        let inner = &mut *self.lock();
-        inner.threads.cancelled(id);
-        inner.clients.remove(&id);
+        self.lock().learning.returns.cancelled(id.0.0);
     }
 
     /// A load succeeded: everything that waits now is its gate. `took_ms` is `None` where it only confirmed what was there.

@@ -157,7 +157,7 @@ impl Life<'_> {
         let limits = QueueLimits { jobs_max: 1_000, bytes_max: 1_000, class_max: [None; 3] };
         let admitted = self.store().admit(job, limits, self.now_ms).await.unwrap();
         let Admission::Admitted { seq } = admitted else { panic!("{admitted:?}") };
-        self.learning.rates.arrived(&lane, self.now_ms, true);
+        self.learning.rates.arrived(&lane, self.now_ms);
         let (not_before_ms, is_waiting) = (0, true);
         self.jobs.push(Job { id, seq, lane, class, client, not_before_ms, is_waiting, ends: 0 });
     }

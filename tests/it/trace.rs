@@ -209,14 +209,16 @@ async fn a_suite_is_a_table() {
 async fn the_docs_show_what_is_printed() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let suite = root.join("tests/fixtures/traces");
-    let (code, table, words) =
-        run(&["replay", "--markdown", "--suite", suite.to_str().unwrap()]).await;
-    assert_eq!((code, words.as_str()), (Some(0), ""));
     let shown = std::fs::read_to_string(root.join("docs/scheduling.md")).unwrap();
-    assert!(
-        shown.contains(&table),
-        "docs/scheduling.md shows other figures than `foreman replay --suite --markdown`:\n{table}"
-    );
+    for alike in [&[][..], &["--alike"]] {
+        let arguments = ["replay", "--markdown", "--suite", suite.to_str().unwrap()];
+        let (code, table, words) = run(&[&arguments[..], alike].concat()).await;
+        assert_eq!((code, words.as_str()), (Some(0), ""));
+        assert!(
+            shown.contains(&table),
+            "docs/scheduling.md shows other figures than `foreman {arguments:?} {alike:?}`:\n{table}"
+        );
+    }
     let told = std::fs::read_to_string(root.join("docs/cli.md")).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let day = written(folder.path(), "day.jsonl", DAY);

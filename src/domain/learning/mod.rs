@@ -17,7 +17,7 @@ pub use classes::Classes;
 pub use cooling::Coolings;
 pub use load_times::LoadTimes;
 pub use rates::Rates;
-pub use returns::Returns;
+pub use returns::{LearnedGap, Returns};
 pub use visits::{VisitSoFar, Visits};
 
 use super::job::Class;
@@ -178,7 +178,7 @@ impl Learning {
     fn resident(&self, held: &Held, now_ms: i64, models: &dyn Models) -> Resident {
         let so_far = self.visits.of(&held.model).copied().unwrap_or(VisitSoFar::unseen(now_ms));
         let (key, load_ms) = (held.text(), self.load_ms(held, models));
-        let (arrivals_per_ms, strangers_per_ms) = self.rates.arrivals_per_ms(&key, now_ms);
+        let arrivals_per_ms = self.rates.arrivals_per_ms(&key, now_ms);
         let visit = Visit {
             since_ms: so_far.since_ms,
             gate_seq: so_far.gate_seq,
@@ -187,8 +187,7 @@ impl Learning {
             service_ms: self.rates.expected_service_ms(&key),
             dry_since_ms: so_far.dry_since_ms,
             arrivals_per_ms,
-            strangers_per_ms,
-            absence: self.returns.absence(&key, now_ms, load_ms),
+            absence: self.returns.absence(&key, now_ms, load_ms, arrivals_per_ms),
         };
         Resident {
             model: held.model.clone(),

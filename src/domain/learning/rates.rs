@@ -27,7 +27,6 @@ pub struct Rates {
 struct KeyRates {
     services_ms: VecDeque<i64>,
     arrivals_ms: VecDeque<i64>,
-    strangers_ms: VecDeque<i64>,
 }
 
 impl Rates {
@@ -36,20 +35,15 @@ impl Rates {
         keep(&mut self.of(key).services_ms, service_ms.max(0), SERVICES_MAX);
     }
 
-    /// Notes an arrival, and whether it followed on nothing.
-    pub fn arrived(&mut self, key: &str, now_ms: i64, is_stranger: bool) {
-        let rates = self.of(key);
-        keep(&mut rates.arrivals_ms, now_ms, ARRIVALS_MAX);
-        if is_stranger {
-            keep(&mut rates.strangers_ms, now_ms, ARRIVALS_MAX);
-        }
+    /// Notes an arrival.
+    pub fn arrived(&mut self, key: &str, now_ms: i64) {
+        keep(&mut self.of(key).arrivals_ms, now_ms, ARRIVALS_MAX);
     }
 
     /// Arrivals by another clock tell no rate.
     pub fn clock_set_back(&mut self) {
         for rates in self.by_key.values_mut() {
             rates.arrivals_ms.clear();
-            rates.strangers_ms.clear();
         }
     }
 
@@ -63,12 +57,9 @@ impl Rates {
         }
     }
 
-    /// Arrivals per millisecond up to now: all, and those that follow on nothing. 0 while there are too few to tell.
-    pub fn arrivals_per_ms(&self, key: &str, now_ms: i64) -> (f64, f64) {
-        let rates = self.by_key.get(key);
-        rates.map_or((0.0, 0.0), |rates| {
-            (rate(&rates.arrivals_ms, now_ms), rate(&rates.strangers_ms, now_ms))
-        })
+    /// Arrivals per millisecond up to now. 0 while there are too few to tell.
+    pub fn arrivals_per_ms(&self, key: &str, now_ms: i64) -> f64 {
+        self.by_key.get(key).map_or(0.0, |rates| rate(&rates.arrivals_ms, now_ms))
     }
 
     fn of(&mut self, key: &str) -> &mut KeyRates {
@@ -112,13 +103,13 @@ mod tests {
     fn a_rate_needs_some_arrivals_and_falls_while_none_come() {
         let mut rates = Rates::default();
         for at_ms in (0..7).map(|n| n * 1_000) {
-            rates.arrived("a", at_ms, false);
+            rates.arrived("a", at_ms);
         }
-        assert_eq!(rates.arrivals_per_ms("a", 7_000), (0.0, 0.0));
-        rates.arrived("a", 7_000, true);
-        let (all, strangers) = rates.arrivals_per_ms("a", 7_000);
-        assert!((all - 0.001).abs() < 1e-9 && strangers == 0.0, "{all} {strangers}");
-        assert!(rates.arrivals_per_ms("a", 70_000).0 < 0.000_2);
+        assert_eq!(rates.arrivals_per_ms("a", 7_000), 0.0);
+        rates.arrived("a", 7_000);
+        let all = rates.arrivals_per_ms("a", 7_000);
+        assert!((all - 0.001).abs() < 1e-9, "{all}");
+        assert!(rates.arrivals_per_ms("a", 70_000) < 0.000_2);
     }
 
     /// A burst of one-shot requests was waited for long after it had ended.
@@ -126,13 +117,13 @@ mod tests {
     fn a_burst_that_is_over_is_no_steady_flow() {
         let mut rates = Rates::default();
         for _ in 0..24 {
-            rates.arrived("a", 0, true);
+            rates.arrived("a", 0);
         }
         for at_ms in (1..=8).map(|n| n * 2_000) {
-            rates.arrived("a", at_ms, true);
+            rates.arrived("a", at_ms);
         }
-        let (all, strangers) = rates.arrivals_per_ms("a", 17_000);
-        assert!(all < 0.000_6 && strangers < 0.000_6, "{all} {strangers}");
+        let all = rates.arrivals_per_ms("a", 17_000);
+        assert!(all < 0.000_6, "{all}");
     }
 
     #[test]

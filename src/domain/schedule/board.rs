@@ -127,10 +127,7 @@ pub struct Visit {
     pub dry_since_ms: i64,
     /// Jobs that arrive for it per millisecond, from whomever.
     pub arrivals_per_ms: f64,
-    /// Those of them that follow on nothing: the part that has no memory.
-    pub strangers_per_ms: f64,
-    /// How likely it is that none of the clients that come back has done so by then, seen from now: ascending waits, falling
-    /// probabilities.
+    /// How likely it is that nobody has asked for it by then, seen from now: ascending waits, falling probabilities.
     pub absence: Vec<Absence>,
 }
 

@@ -22,9 +22,7 @@ pub(super) fn best_wait(visit: &Visit, pair_ms: i64, waiters: u64, longest_ms: i
     let mut expected_ms = 0.0;
     for point in visit.absence.iter().take_while(|point| point.wait_ms <= longest_ms) {
         expected_ms += before.probability * real(point.wait_ms - before.wait_ms);
-        let no_stranger = (-visit.strangers_per_ms * real(point.wait_ms)).exp();
-        let point = Absence { probability: point.probability * no_stranger, ..*point };
-        before = point;
+        before = *point;
         let worth = (1.0 - point.probability) * saved - cost_rate * expected_ms;
         if point.wait_ms > 0 && worth > best.map_or(0.0, |(_, most)| most) {
             best = Some((point.wait_ms, worth));

@@ -336,12 +336,14 @@ fn holding_can_be_switched_off_or_fixed() {
 }
 
 #[test]
-fn strangers_are_waited_for_only_where_they_are_frequent_and_one_job_waits() {
+fn memoryless_arrivals_are_waited_for_only_where_they_are_frequent_and_one_job_waits() {
     let visited_by = |per_ms: f64, jobs: u64| {
         let mut resident = resident("a", 5_000);
-        resident.visit.strangers_per_ms = per_ms;
-        resident.visit.absence =
-            (0..=20).map(|step| Absence { wait_ms: step * 500, probability: 1.0 }).collect();
+        let point = |wait_ms: i64| {
+            let probability = (-per_ms * f64::from(i32::try_from(wait_ms).unwrap())).exp();
+            Absence { wait_ms, probability }
+        };
+        resident.visit.absence = (0..=20).map(|step| point(step * 500)).collect();
         let lane = queue("b", &[Head { jobs, ..head(Class::Interactive, 1, 1_000) }]);
         choice(&board(&[lane], &[resident])).1
     };

@@ -1,13 +1,12 @@
 //! Ollama's wire format, read but never re-encoded.
 //!
 //! What a request asks for ([`peek`]), also where it is compressed ([`encoding`]), the body without its `keep_alive`
-//! ([`cut`]), what it goes on from ([`chain`]), which requests are equal ([`canonical`]), whether an answer is whole ([`answer`]), and a streamed answer as
+//! ([`cut`]), which requests are equal ([`canonical`]), whether an answer is whole ([`answer`]), and a streamed answer as
 //! one object ([`fold`]). Everything here is synchronous and works on byte ranges of the original: no byte a client or Ollama
 //! sent is ever written anew.
 
 pub mod answer;
 pub mod canonical;
-pub mod chain;
 pub mod cut;
 pub mod encoding;
 pub mod fold;

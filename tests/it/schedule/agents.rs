@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use crate::harness::DEADLINE;
-use crate::harness::client::{post, request};
+use crate::harness::client::{Answer, open, post, request};
 
 /// How an agent goes on after an answer.
 #[derive(Debug, Clone, Copy)]
@@ -21,6 +21,10 @@ pub(super) enum Manner {
     KeepsConnection,
     /// The conversation so far and another question, over a new connection.
     GrowsConversation,
+    /// A question that goes on from nothing, over a new connection: nothing tells this agent from others.
+    SingleTurn,
+    /// A run of the `ollama` program for each question: it looks whether the server and the model are there, then asks.
+    ShellLoop,
 }
 
 /// A connection that is kept. Dropping it closes it.
@@ -51,41 +55,61 @@ impl Connection {
     }
 }
 
-/// Asks that many times, each time as soon as the last answer was read.
-pub(super) async fn agent(addr: SocketAddr, model: &str, steps: usize, manner: Manner) {
+/// Asks that many times, each time as soon as the last answer was read; the models by turns.
+pub(super) async fn agent(addr: SocketAddr, models: &[&str], steps: usize, manner: Manner) {
+    let model = |step: usize| models[step % models.len()];
+    let turn = |step: usize| json!({ "role": "user", "content": format!("question {step}") });
     match manner {
         Manner::KeepsConnection => {
             let mut connection = Connection::open(addr).await;
             for step in 0..steps {
-                let message = json!({ "role": "user", "content": format!("question {step}") });
-                let body = json!({ "model": model, "messages": [message] });
-                connection.chat(&body).await;
+                connection.chat(&json!({ "model": model(step), "messages": [turn(step)] })).await;
             }
         }
         Manner::GrowsConversation => {
             let mut messages = Vec::new();
             for step in 0..steps {
-                let question = format!("question {step} to {model}");
+                let question = format!("question {step} to {}", model(step));
                 messages.push(json!({ "role": "user", "content": question }));
-                let body = json!({ "model": model, "messages": messages, "stream": false });
-                let answer = post(addr, "/api/chat", &body).await;
-                assert_eq!(answer.status, 200, "{}", answer.text());
-                messages.push(answer.json()["message"].clone());
+                let body = json!({ "model": model(step), "messages": messages, "stream": false });
+                messages.push(asked(addr, "/api/chat", &body).await.json()["message"].clone());
+            }
+        }
+        Manner::SingleTurn => {
+            for step in 0..steps {
+                let messages = [turn(step)];
+                let body = json!({ "model": model(step), "messages": messages, "stream": false });
+                asked(addr, "/api/chat", &body).await;
+            }
+        }
+        Manner::ShellLoop => {
+            for step in 0..steps {
+                let found = open(addr, request(addr, "HEAD", "/", String::new())).await.unwrap();
+                assert_eq!(found.status, 200);
+                asked(addr, "/api/show", &json!({ "model": model(step) })).await;
+                let body = json!({ "model": model(step), "prompt": format!("question {step}") });
+                asked(addr, "/api/generate", &body).await;
             }
         }
     }
 }
 
-/// One agent a model, all at once. Answers the time until the last one has ended.
+async fn asked(addr: SocketAddr, path: &str, body: &Value) -> Answer {
+    let answer = post(addr, path, body).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer
+}
+
+/// An agent for each of these lists of models, all at once. Answers the time until the last one has ended.
 pub(super) async fn agents(
     addr: SocketAddr,
-    models: &[&'static str],
+    lists: &[&'static [&'static str]],
     steps: usize,
     manner: Manner,
 ) -> Duration {
     let began = Instant::now();
     let running: Vec<_> =
-        models.iter().map(|model| tokio::spawn(agent(addr, model, steps, manner))).collect();
+        lists.iter().map(|models| tokio::spawn(agent(addr, models, steps, manner))).collect();
     for agent in running {
         agent.await.unwrap();
     }

@@ -22,14 +22,14 @@ async fn a_client_known_from_before_a_restart_is_held_for_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let db = folder.path().join("foreman.db");
     let before = Foreman::start_on(&stub.url(), &db, |_| ()).await.up().await;
-    agents(before.addr, &["a"], STEPS, Manner::KeepsConnection).await;
+    agents(before.addr, &[&["a"]], STEPS, Manner::KeepsConnection).await;
     serve(before.addr, "b", "b has been loaded once").await;
     before.stop().await;
     stub.reset();
 
     let foreman = Foreman::start_on(&stub.url(), &db, |_| ()).await.up().await;
     stub.hold_tokens();
-    let known = tokio::spawn(agent(foreman.addr, "a", STEPS, Manner::KeepsConnection));
+    let known = tokio::spawn(agent(foreman.addr, &["a"], STEPS, Manner::KeepsConnection));
     stub.wait_until(|snapshot| snapshot.generating.len() == 1).await;
     let other = ask(foreman.addr, "b", "waits");
     foreman.wait_for_depth(1).await;
