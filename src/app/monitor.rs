@@ -72,7 +72,7 @@ pub(super) async fn hold_tether(edge: Arc<Edge>) {
                 if ended.is_ok() {
                     edge.residency.doubt();
                     edge.health.suspect();
-                    edge.worker.wake();
+                    edge.worker.upstream_restarted();
                 }
             }
             // A host that slept may have left a connection that only looks open.

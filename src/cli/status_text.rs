@@ -24,8 +24,9 @@ pub(super) fn render(document: &Value, addr: SocketAddr) -> String {
     ));
     upstream(&mut page, &document["upstream"], now);
     resident(&mut page, document, now);
+    broken(&mut page, document, now);
     running(&mut page, document);
-    queue(&mut page, document);
+    queue(&mut page, document, now);
     disk(&mut page, &document["disk"]);
     loads(&mut page, &document["loads"]);
     let counts = &document["since_start"];
@@ -138,6 +139,20 @@ fn is_partial(document: &Value) -> bool {
     document["key"]["is_admin"] == false
 }
 
+/// Nothing where every model loads: that is how it should be.
+fn broken(page: &mut Page, document: &Value, now: i64) {
+    for open in items(&document["broken"]) {
+        page.line(&format!("broken       {}", text(&open["lane"])));
+        let tries = open["failures"].as_u64().unwrap_or(0);
+        let next = age(millis(&open["until"]) - now);
+        let sentence = format!(
+            "its load failed, {tries} in a row, and is tried again in {next}: {}",
+            text(&open["error"])
+        );
+        page.wrapped("             ", &sentence);
+    }
+}
+
 fn running(page: &mut Page, document: &Value) {
     let jobs = items(&document["running"]);
     if jobs.is_empty() {
@@ -157,7 +172,7 @@ fn running(page: &mut Page, document: &Value) {
     }
 }
 
-fn queue(page: &mut Page, document: &Value) {
+fn queue(page: &mut Page, document: &Value, now: i64) {
     let queue = &document["queue"];
     let depth = queue["depth"].as_u64().unwrap_or(0);
     let lanes = items(&queue["lanes"]);
@@ -190,10 +205,22 @@ fn queue(page: &mut Page, document: &Value) {
             age(lane["oldest_age_ms"].as_i64().unwrap_or(0)),
             text(&lane["lane"])
         ));
+        blocked(page, &lane["blocked"], now);
     }
     if lanes.len() > ROWS_MAX {
         page.line(&format!("             and {} more", lanes.len() - ROWS_MAX));
     }
+}
+
+/// Why a load key is not served, where it is more than its turn.
+fn blocked(page: &mut Page, blocked: &Value, now: i64) {
+    let Some(reason) = blocked["reason"].as_str() else { return };
+    let until = match millis(&blocked["until"]) {
+        0 => String::new(),
+        until => format!(", for {}", age(until - now)),
+    };
+    let sentence = format!("{reason}{until}: {}", text(&blocked["because"]));
+    page.wrapped("                              ", &sentence);
 }
 
 /// One line where something is owed to receivers.
@@ -290,6 +317,28 @@ mod tests {
             "             1        3   1m30s  registry",
         ];
         assert!(columns.iter().all(|line| page.contains(line)), "{page}");
+    }
+
+    /// Two waited, nothing was resident and nothing ran, and the page did not say why.
+    #[test]
+    fn what_does_not_load_is_named_with_its_error() {
+        let document = json!({
+            "now": "2026-01-01T00:00:00.000Z",
+            "broken": [{ "lane": "b:latest", "until": "2026-01-01T00:00:20.000Z", "failures": 3, "status": 500,
+                         "error": "cudaMalloc failed: out of memory" }],
+            "queue": { "depth": 2, "lanes": [{ "lane": "b:latest", "position": 1, "depth": 2, "delayed": 0, "oldest_age_ms": 0,
+                       "blocked": { "reason": "broken", "because": "its load failed: out of memory",
+                                    "until": "2026-01-01T00:00:20.000Z" } }] },
+        });
+        let page = render(&document, ([127, 0, 0, 1], 11435).into());
+        assert!(page.lines().all(|line| line.chars().count() <= WIDTH), "{page}");
+        for told in [
+            "broken       b:latest\n",
+            "3 in a row, and is tried again in 20s",
+            "broken, for 20s: its load",
+        ] {
+            assert!(page.contains(told), "{told} is missing in\n{page}");
+        }
     }
 
     #[test]

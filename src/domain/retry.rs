@@ -28,8 +28,10 @@ pub enum Fault {
     Told(Told),
     /// Nothing came for longer than the idle limit.
     Silent,
-    /// The upstream was stuck while it loaded, and had to be freed: no job is to blame for that.
-    Wedged,
+    /// The load of its key took longer than its limit and was given up.
+    LoadGivenUp,
+    /// The load of its key failed. Tries of a load belong to the key, so what becomes of the job depends on who waits for it.
+    NotLoaded(WaitedFor),
     /// Foreman's own disk could not note how far the job has come: no job is to blame for that.
     Unnoted,
     /// The answer grew beyond the limit for answers.
@@ -49,6 +51,17 @@ pub enum Told {
     Passing,
     /// The upstream's own queue is full: nothing was tried.
     Busy,
+}
+
+/// Who waits for a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WaitedFor {
+    /// A client, on its connection. It gets the error at once, as Ollama would give it.
+    Now,
+    /// The job outlives its caller: it waits until its key loads.
+    Later,
+    /// Nobody: a restart has cut its client off, who may come back.
+    Perhaps,
 }
 
 /// Whether a byte of the answer has reached a client.
@@ -97,21 +110,27 @@ pub fn judge(
         // The upstream never saw it, so even an opaque request may wait and be sent once the upstream is back.
         Fault::Unreachable => Verdict::Again(Charge::Deferral),
         _ if kind == Kind::Opaque => Verdict::Fail,
-        Fault::Told(Told::Busy) if counters.deferrals < DEFERRALS_MAX => {
+        Fault::Told(Told::Busy) | Fault::NotLoaded(WaitedFor::Later)
+            if counters.deferrals < DEFERRALS_MAX =>
+        {
             Verdict::Again(Charge::Deferral)
         }
-        Fault::UpstreamDied | Fault::Wedged | Fault::Unnoted
-            if counters.interruptions < INTERRUPTIONS_MAX =>
-        {
+        Fault::UpstreamDied | Fault::Unnoted if counters.interruptions < INTERRUPTIONS_MAX => {
             Verdict::Again(Charge::Interruption)
         }
-        Fault::Cut | Fault::Truncated | Fault::Silent | Fault::Told(Told::Passing)
+        Fault::Cut
+        | Fault::Truncated
+        | Fault::Silent
+        | Fault::LoadGivenUp
+        | Fault::NotLoaded(WaitedFor::Perhaps)
+        | Fault::Told(Told::Passing)
             if counters.attempts < attempts_max =>
         {
             Verdict::Again(Charge::Attempt)
         }
         Fault::UpstreamDied
-        | Fault::Wedged
+        | Fault::LoadGivenUp
+        | Fault::NotLoaded(_)
         | Fault::Unnoted
         | Fault::Cut
         | Fault::Truncated
@@ -158,7 +177,11 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const FAULTS: [Fault; 10] = [
+    const FAULTS: [Fault; 14] = [
+        Fault::LoadGivenUp,
+        Fault::NotLoaded(WaitedFor::Now),
+        Fault::NotLoaded(WaitedFor::Later),
+        Fault::NotLoaded(WaitedFor::Perhaps),
         Fault::Unreachable,
         Fault::UpstreamDied,
         Fault::Cut,
@@ -194,6 +217,18 @@ mod tests {
         assert_eq!(verdict, Verdict::Again(Charge::Deferral));
     }
 
+    /// A client hung for as long as its model was tried in vain; a job that outlives its caller has time.
+    #[test]
+    fn whose_key_does_not_load_is_told_if_somebody_waits() {
+        let judged = |who, attempts| {
+            judge(Fault::NotLoaded(who), Kind::Run, Exposure::Hidden, counters(attempts), 3)
+        };
+        assert_eq!(judged(WaitedFor::Now, 1), Verdict::Fail);
+        assert_eq!(judged(WaitedFor::Later, 9), Verdict::Again(Charge::Deferral));
+        assert_eq!(judged(WaitedFor::Perhaps, 2), Verdict::Again(Charge::Attempt));
+        assert_eq!(judged(WaitedFor::Perhaps, 3), Verdict::Fail);
+    }
+
     #[test]
     fn attempts_end() {
         let again = judge(Fault::Truncated, Kind::Run, Exposure::Hidden, counters(2), 3);
@@ -207,7 +242,7 @@ mod tests {
         /// every counter that pays has an end.
         #[test]
         fn two_generations_are_never_spliced(
-            fault in 0_usize..10, attempts in 1_u32..6, interruptions in 0_u32..40, deferrals in 0_u32..200,
+            fault in 0_usize..14, attempts in 1_u32..6, interruptions in 0_u32..40, deferrals in 0_u32..200,
         ) {
             let fault = FAULTS[fault];
             let counters = Counters { attempts, interruptions, deferrals };

@@ -26,7 +26,7 @@ use super::error::{Form, in_band, relayed_in_band};
 use super::headers;
 use super::intake::stopping;
 use super::outflow::Outflow;
-use super::queued::stays;
+use super::queued::{refused, stays};
 use super::records::Records;
 use super::waiter::Waiter;
 use super::waiting::{Beginning, Heard, Patience};
@@ -213,7 +213,9 @@ impl FollowBody {
                 }
                 None
             }
-            Heard::Opening(Opening::Refused(refusal)) => self.last_words(&refusal.text),
+            Heard::Opening(Opening::Refused(refusal)) => {
+                self.last_words(&refused(&refusal).sentence())
+            }
             Heard::Stopping => {
                 let told = stopping(&stays(waiter.id));
                 self.last_words(&told.sentence())

@@ -29,7 +29,7 @@ pub(super) async fn pass(edge: &Arc<Edge>, request: Request<Incoming>, effect: E
         Effect::None => relay(edge, request, ()).await,
         Effect::Replacement | Effect::Removal if is_small => change(edge, request).await,
         Effect::Inventory | Effect::Replacement | Effect::Removal => {
-            let refresh = RefreshAfter(Arc::clone(edge));
+            let refresh = RefreshAfter { edge: Arc::clone(edge), changed: None };
             relay(edge, request, refresh).await
         }
     };
@@ -102,13 +102,14 @@ async fn change(edge: &Arc<Edge>, request: Request<Incoming>) -> Result<Response
     let (parts, incoming) = request.into_parts();
     let read = body::read(edge, &parts, incoming, NAMING_BYTES_MAX).await?;
     let mut hold = None;
-    if let Some(model) = changed_model(parts.uri.path(), &read.bytes)
+    let changed = changed_model(parts.uri.path(), &read.bytes);
+    if let Some(model) = changed.clone()
         && edge.residency.goes_by(&model)
         && edge.health.is_up()
     {
         hold = edge.worker.release(model).await;
     }
-    let refresh = RefreshAfter(Arc::clone(edge));
+    let refresh = RefreshAfter { edge: Arc::clone(edge), changed };
     let answer = send(edge, parts, full_body(read.bytes.clone())).await?;
     // A create works until its last line: the hold lives as long as the answer.
     Ok(relayed(answer, (refresh, hold)))
@@ -130,14 +131,19 @@ fn changed_model(path: &str, body: &[u8]) -> Option<ModelName> {
 }
 
 /// Has the inventory and the residency read again once the answer is out, or its client has left.
-struct RefreshAfter(Arc<Edge>);
+struct RefreshAfter {
+    edge: Arc<Edge>,
+    /// The model that was deleted or replaced, where it is known which: that it could not be loaded is history.
+    changed: Option<ModelName>,
+}
 
 impl Drop for RefreshAfter {
     fn drop(&mut self) {
-        let edge = Arc::clone(&self.0);
+        let (edge, changed) = (Arc::clone(&self.edge), self.changed.take());
         let tasks = edge.tasks.clone();
         tasks.spawn(async move {
             edge.inventory.refresh().await;
+            edge.worker.model_changed(changed.as_ref());
             // After it: what is resident is compared with what is installed now.
             edge.residency.doubt();
             edge.worker.wake();

@@ -86,11 +86,17 @@ async fn serve(
             let stainless = stainless(&parts.headers);
             let patience = Patience::of(edge, dialect, &place, stainless);
             let known_by = plain.known_by(&read.bytes);
-            let (class, key) = (said.class, said.key);
+            let (class, key, lane) = (said.class, said.key, place.lane.clone());
             let asking = Asking { dialect, class, key, stainless, place, known_by };
             let taken = take_in(edge, &parts, read, asking).await;
             drop(plain);
-            match taken? {
+            let taken = taken?;
+            if let Taken::New(waiter) | Taken::Joined(waiter, _) = &taken {
+                // Its key may be one that does not load: since before it came, or since it was looked at.
+                let now_ms = edge.clock.now_ms();
+                edge.worker.refuse_if_broken(&lane, waiter.id, &edge.inventory, now_ms).await;
+            }
+            match taken {
                 Taken::New(waiter) => wait(edge, dialect, waiter, (patience, outflow)).await,
                 Taken::Joined(waiter, by) => {
                     let mut response = wait(edge, dialect, waiter, (patience, outflow)).await?;
@@ -226,7 +232,8 @@ pub(super) async fn stopped_while_waiting(edge: &Edge, output: &Output) {
     output.not_in_flight().await;
 }
 
-fn refused(refusal: &Refusal) -> Told {
+/// What a client is told of a job that will not be answered.
+pub(super) fn refused(refusal: &Refusal) -> Told {
     let status = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::BAD_GATEWAY);
     Told { status, text: refusal.text.clone(), retry_after_s: refusal.retry_after_s }
 }

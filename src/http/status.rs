@@ -7,8 +7,10 @@ use serde_json::{Value, json};
 use crate::clock::rfc3339;
 use crate::domain::bound::{Window, lower_bound};
 use crate::domain::job::{Class, State};
+use crate::domain::schedule::Lane;
 use crate::ollama::health::Upstream;
 use crate::store::{LaneSummary, OpenJob, Overview, StoreError};
+use crate::worker::{BlockedLane, QueueView};
 
 use super::Edge;
 use super::caller::Caller;
@@ -33,6 +35,8 @@ pub(super) async fn status(edge: &Edge, caller: &Caller) -> Result<Value, StoreE
         Some(owner) => edge.store.overview_of(owner, JOBS_LISTED_MAX).await?,
         None => edge.store.overview(order.clone(), JOBS_LISTED_MAX).await?,
     };
+    let view =
+        QueueView { waiting: &waiting_lanes, inventory: &edge.inventory, policy: &policy, now_ms };
     let depth: u64 = overview.lanes.iter().map(|lane| lane.depth).sum();
     Ok(json!({
         "service": "foreman",
@@ -43,12 +47,18 @@ pub(super) async fn status(edge: &Edge, caller: &Caller) -> Result<Value, StoreE
         "key": key(caller),
         "upstream": upstream(edge),
         "resident": resident(edge),
+        "broken": if sees_all { broken(edge, now_ms) } else { Vec::new() },
         "running": overview.live.iter().map(|job| running(edge, job, now_ms)).collect::<Vec<_>>(),
         "queue": {
             "depth": depth,
             "scheduled": stored(&overview, State::Queued).saturating_sub(depth),
             "lingering": edge.lingering.len(),
-            "lanes": if sees_all { lanes(&overview.lanes, &order, now_ms) } else { Vec::new() },
+            "lanes": if sees_all {
+                let blocked = |lane: &str| blocked(edge, view, lane);
+                lanes(&overview.lanes, &order, blocked, now_ms)
+            } else {
+                Vec::new()
+            },
             "jobs": waiting(&overview.waiting, now_ms),
         },
         "disk": disk(edge),
@@ -180,7 +190,43 @@ fn ratio(loads: usize, bound: u64) -> f64 {
     (100.0 * loads as f64 / bound as f64).round() / 100.0
 }
 
-fn lanes(lanes: &[LaneSummary], order: &[String], now_ms: i64) -> Vec<Value> {
+/// The keys whose loads fail.
+fn broken(edge: &Edge, now_ms: i64) -> Vec<Value> {
+    let broken = edge.worker.broken(&edge.inventory, now_ms).into_iter();
+    broken
+        .map(|open| {
+            json!({
+                "lane": open.key,
+                "until": rfc3339(open.until_ms),
+                "failures": open.failures,
+                "status": open.error.status,
+                "error": open.error.text,
+            })
+        })
+        .collect()
+}
+
+/// Why a lane is not served; null where only its turn has not come.
+fn blocked(edge: &Edge, view: QueueView<'_>, lane: &str) -> Value {
+    let blocked = Lane::from_text(lane).and_then(|lane| edge.worker.blocked(&lane, view));
+    blocked.as_ref().map_or(Value::Null, why_blocked)
+}
+
+/// Why a lane is not served, as JSON.
+pub(super) fn why_blocked(blocked: &BlockedLane) -> Value {
+    json!({
+        "reason": blocked.reason,
+        "because": blocked.because,
+        "until": blocked.until_ms.map(rfc3339),
+    })
+}
+
+fn lanes(
+    lanes: &[LaneSummary],
+    order: &[String],
+    blocked: impl Fn(&str) -> Value,
+    now_ms: i64,
+) -> Vec<Value> {
     let mut sorted: Vec<&LaneSummary> = lanes.iter().collect();
     sorted.sort_by_key(|lane| place_of(order, &lane.lane));
     sorted
@@ -194,6 +240,7 @@ fn lanes(lanes: &[LaneSummary], order: &[String], now_ms: i64) -> Vec<Value> {
                 "delayed": lane.delayed,
                 "oldest_age_ms": (now_ms - lane.oldest_at_ms).max(0),
                 "by_class": by_class(lane),
+                "blocked": blocked(&lane.lane),
             })
         })
         .collect()

@@ -20,6 +20,7 @@ use super::body::ReadBody;
 use super::error::Told;
 use super::intake::{self, Asked, Asker, Marks, marks, new_job};
 use super::placement::Place;
+use super::queued::refused;
 use super::reach::{Reached, reach};
 use super::stainless::Stainless;
 use super::waiter::{Leaves, Waiter};
@@ -83,6 +84,11 @@ async fn take(
     {
         log_joined(waiter.id, FoundBy::Return, &asker);
         return Ok(Taken::Joined(waiter.back(request), FoundBy::Return));
+    }
+    let refusal = edge.worker.refusal(&asking.place.lane, &edge.inventory, edge.clock.now_ms());
+    if let Some(refusal) = refusal.filter(|_| marks.idempotency.is_none()) {
+        // One with an idempotency key may be there already, with an answer.
+        return Err(refused(&refusal));
     }
     for _ in 0..JOINS_MAX {
         let extras = Extras {

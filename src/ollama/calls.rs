@@ -71,6 +71,8 @@ pub struct PsModel {
     pub digest: String,
     /// The context length it runs with, where told.
     pub context_length: Option<i64>,
+    /// When Ollama lets it go, as it writes it. Moves with the end of each use.
+    pub expires_at: String,
 }
 
 /// One entry of `/api/tags`.
@@ -279,6 +281,7 @@ fn ps_model(entry: &Value) -> Option<PsModel> {
         listed,
         digest: entry["digest"].as_str().unwrap_or_default().to_owned(),
         context_length: entry["context_length"].as_i64(),
+        expires_at: entry["expires_at"].as_str().unwrap_or_default().to_owned(),
     })
 }
 

@@ -16,8 +16,20 @@ use super::{Durability, Store};
 /// Jobs reopened or dropped in one write: short enough not to hold up an admission.
 pub const MANY_MAX: u32 = 200;
 
-/// The HTTP status of a deadline that passed: a waiting job fails for nothing else.
-const LATE_STATUS: u16 = 504;
+/// How a job that waits ends.
+pub(super) struct WaitingEnd<'a> {
+    pub(super) event: Event,
+    /// Why, for people.
+    pub(super) why: &'a str,
+    /// The HTTP status of the error, where it is one.
+    pub(super) status: Option<u16>,
+}
+
+impl WaitingEnd<'_> {
+    fn cancelled(why: &str) -> WaitingEnd<'_> {
+        WaitingEnd { event: Event::Cancel, why, status: None }
+    }
+}
 
 /// What cancelling a job came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,7 +119,7 @@ impl Store {
         self.write(Durability::Process, move |tx| {
             let Some((seq, state)) = find(tx, id)? else { return Ok(Cancellation::Unknown) };
             match state {
-                State::Queued => end_waiting(tx, seq, Event::Cancel, why, at_ms),
+                State::Queued => end_waiting(tx, seq, &WaitingEnd::cancelled(why), at_ms),
                 State::Loading | State::Working => Ok(Cancellation::Cancelling),
                 State::Done | State::Failed | State::Cancelled => Ok(Cancellation::Ended(state)),
             }
@@ -240,7 +252,7 @@ pub(super) fn cancel(
 ) -> Result<Cancellation, StoreError> {
     let Some((seq, state)) = find(tx, id)? else { return Ok(Cancellation::Unknown) };
     match state {
-        State::Queued => end_waiting(tx, seq, Event::Cancel, why, at_ms),
+        State::Queued => end_waiting(tx, seq, &WaitingEnd::cancelled(why), at_ms),
         State::Loading | State::Working => {
             tx.prepare_cached("UPDATE job SET is_cancelling = 1 WHERE seq = ?1")?.execute([seq])?;
             fail_point::reach("cancel_running.uncommitted");
@@ -254,14 +266,13 @@ pub(super) fn cancel(
 pub(super) fn end_waiting(
     tx: &Connection,
     seq: i64,
-    event: Event,
-    why: &str,
+    end: &WaitingEnd<'_>,
     at_ms: i64,
 ) -> Result<Cancellation, StoreError> {
+    let WaitingEnd { event, why, status } = *end;
     let Some(to) = State::Queued.after(event).filter(|state| state.is_final()) else {
         return Ok(Cancellation::Ended(State::Queued));
     };
-    let status = (to == State::Failed).then_some(LATE_STATUS);
     let sql = "UPDATE job SET state = ?2, finished_at_ms = ?3, last_error = ?4, error_status = ?5
                WHERE seq = ?1 AND state = 'queued' RETURNING lease_epoch";
     let epoch = tx

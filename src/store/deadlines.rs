@@ -5,10 +5,13 @@ use rusqlite::{Connection, OptionalExtension, params};
 use crate::domain::job::{Event, JobId};
 use crate::fail_point;
 
-use super::by_hand::end_waiting;
+use super::by_hand::{WaitingEnd, end_waiting};
 use super::error::StoreError;
 use super::rows;
 use super::{Durability, Store};
+
+/// The HTTP status of a deadline that passed.
+const LATE_STATUS: u16 = 504;
 
 /// Waiting jobs failed for their deadline in one write.
 const EXPIRED_MAX: u32 = 500;
@@ -49,7 +52,9 @@ fn expire(tx: &Connection, now_ms: i64) -> Result<Vec<JobId>, StoreError> {
         .collect::<Result<_, _>>()?;
     let mut expired = Vec::new();
     for (seq, id) in found {
-        end_waiting(tx, seq, Event::Fail, "the deadline passed before it was done", now_ms)?;
+        let why = "the deadline passed before it was done";
+        let end = WaitingEnd { event: Event::Fail, why, status: Some(LATE_STATUS) };
+        end_waiting(tx, seq, &end, now_ms)?;
         fail_point::reach("expire.uncommitted");
         expired.push(rows::job_id(&id)?);
     }

@@ -23,6 +23,7 @@ mod outbox;
 mod overview;
 mod owners;
 mod recovery;
+mod refusals;
 mod retention;
 mod rows;
 mod schema;
@@ -58,6 +59,7 @@ pub use outbox::{
 pub use overview::{LaneSummary, OpenJob, Overview};
 pub use owners::{Cap, Caps};
 pub use recovery::Recovered;
+pub use refusals::{Refused, Refusing};
 pub use retention::{EndedBefore, Swept};
 pub use rows::HeaderList;
 pub use space::Room;

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::header::CONTENT_ENCODING;
 use hyper::{Method, Request, Response};
@@ -19,7 +18,7 @@ use crate::domain::model::LoadKey;
 use crate::domain::retry::{Fault, told_by_status, told_by_text};
 use crate::fail_point;
 use crate::ollama::calls::error_text;
-use crate::ollama::client::{BodyError, SendError, full_body};
+use crate::ollama::client::{SendError, full_body};
 use crate::ollama::hop::strip_hop_by_hop;
 use crate::ollama::wire::answer::{AnswerKind, AnswerScanner, ScanState, Verdict};
 use crate::ollama::wire::cut::without_keep_alive;
@@ -33,6 +32,7 @@ use crate::store::{Claim, HeaderList};
 use super::answer_kind::answer_kind;
 use super::conclude::Conclusion;
 use super::output::{Head, KeepError, Output, Timings};
+use super::patience::{Ended, data, next_data, silent};
 use super::run::waited_ms;
 use super::searches::Searching;
 use super::{Hands, brief};
@@ -75,7 +75,7 @@ impl Hands {
                 let text = "ollama went away while the job ran, and came back without it".to_owned();
                 Conclusion::failed(Fault::UpstreamDied, 502, text)
             }
-            conclusion = self.exchange(claim, output, body) => conclusion,
+            conclusion = self.exchange(claim, output, key, body) => conclusion,
         };
         if let Some(key) = key {
             self.tools.residency.touch(&key.model, self.now_ms());
@@ -129,23 +129,23 @@ impl Hands {
         }
     }
 
-    async fn exchange(&self, claim: &Claim, output: &Arc<Output>, body: Bytes) -> Conclusion {
+    async fn exchange(
+        &self,
+        claim: &Claim,
+        output: &Arc<Output>,
+        key: Option<&LoadKey>,
+        body: Bytes,
+    ) -> Conclusion {
         let request = match request(claim, body) {
             Ok(request) => request,
             Err(text) => return Conclusion::failed(Fault::NoRoom, 500, text),
         };
         fail_point::reach("request.before");
         let sent = self.tools.ollama.send(request);
-        let response = match self.head_limit(claim, output) {
-            Some(limit) => match tokio::time::timeout(limit, sent).await {
-                Ok(response) => response,
-                Err(_) => return silent(limit),
-            },
-            None => sent.await,
-        };
-        let response = match response {
-            Ok(response) => response,
-            Err(fault) => return self.send_fault(&fault).await,
+        let response = match self.beginning(output, key, sent).await {
+            Ok(Ok(response)) => response,
+            Ok(Err(fault)) => return self.send_fault(&fault).await,
+            Err(conclusion) => return conclusion,
         };
         let head = head_of(&response);
         let kind = answer_kind(claim, response.headers());
@@ -156,7 +156,7 @@ impl Hands {
         if is_error {
             self.drain_error(output, body).await
         } else {
-            match self.drain(output, body, kind).await {
+            match self.drain(output, key, body, kind).await {
                 Conclusion::Whole
                     if kind == AnswerKind::JsonBody && is_half_kept(claim, output) =>
                 {
@@ -215,6 +215,7 @@ impl Hands {
     async fn drain(
         &self,
         output: &Arc<Output>,
+        key: Option<&LoadKey>,
         mut body: Incoming,
         kind: AnswerKind,
     ) -> Conclusion {
@@ -224,7 +225,7 @@ impl Hands {
         let mut framing_over: Option<Pin<Box<Sleep>>> = None;
         let ended = loop {
             let data = tokio::select! {
-                data = next_data(&mut body, self.settings.idle_limit) => data,
+                data = self.next_of_answer(output, key, &mut body) => data,
                 () = passed(framing_over.as_mut()) => Err(Ended::Silent),
             };
             match data {
@@ -275,6 +276,20 @@ impl Hands {
         }
     }
 
+    /// The next bytes of an answer. Silence counts from the first one: before it, a long prompt may be read behind headers that
+    /// something in between has sent early.
+    async fn next_of_answer(
+        &self,
+        output: &Output,
+        key: Option<&LoadKey>,
+        body: &mut Incoming,
+    ) -> Result<Option<Bytes>, Ended> {
+        if output.bytes() > 0 {
+            return next_data(body, self.settings.idle_limit).await;
+        }
+        self.beginning(output, key, data(body)).await.unwrap_or_else(|why| Err(Ended::Given(why)))
+    }
+
     fn see_first_byte(&self, output: &Output) {
         let now_ms = self.now_ms();
         output.measure(|measured| {
@@ -285,6 +300,7 @@ impl Hands {
     async fn ended(&self, ended: Ended) -> Conclusion {
         match ended {
             Ended::Silent => silent(self.settings.idle_limit),
+            Ended::Given(why) => why,
             Ended::Broken(fault) => {
                 let text = format!("the connection to ollama broke inside the answer: {fault}");
                 Conclusion::failed(self.cut_or_died().await, 502, text)
@@ -301,34 +317,12 @@ async fn passed(over: Option<&mut Pin<Box<Sleep>>>) {
     }
 }
 
-/// The next bytes of an answer, within a limit of silence.
-async fn next_data(body: &mut Incoming, limit: Duration) -> Result<Option<Bytes>, Ended> {
-    loop {
-        match tokio::time::timeout(limit, body.frame()).await {
-            Err(_) => return Err(Ended::Silent),
-            Ok(None) => return Ok(None),
-            Ok(Some(Err(fault))) => return Err(Ended::Broken(BodyError::from(fault))),
-            Ok(Some(Ok(frame))) => {
-                if let Ok(data) = frame.into_data() {
-                    return Ok(Some(data));
-                }
-            }
-        }
-    }
-}
-
 /// Whether the end mark or an error record was seen.
 fn is_decided(state: &ScanState) -> bool {
     match state {
         ScanState::Whole | ScanState::Error(_) => true,
         ScanState::Open | ScanState::Malformed => false,
     }
-}
-
-/// How an answer ended early.
-enum Ended {
-    Silent,
-    Broken(BodyError),
 }
 
 fn truncated() -> Conclusion {
@@ -340,11 +334,6 @@ fn truncated() -> Conclusion {
 /// as it is.
 fn is_half_kept(claim: &Claim, output: &Output) -> bool {
     output.in_memory().is_some_and(|body| is_half(claim.dialect, &body))
-}
-
-fn silent(limit: Duration) -> Conclusion {
-    let text = format!("ollama sent nothing for {} s", limit.as_secs());
-    Conclusion::failed(Fault::Silent, 504, text)
 }
 
 fn not_kept(fault: &KeepError) -> Conclusion {

@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use tokio::time::Sleep;
 
 use crate::clock;
-use crate::domain::learning::Trials;
+use crate::domain::learning::{LoadError, LoadFailure, Trials};
 use crate::domain::model::{LoadKey, ModelName, RunnerOptions};
 use crate::domain::schedule::{Beside, Reason};
 use crate::ollama::calls::Stay;
@@ -16,6 +16,7 @@ use crate::ollama::residency::Entry;
 use crate::store::WaitingLane;
 
 use super::mind::Installed;
+use super::refusal::given_up;
 use super::run::later;
 use super::watch::{LOAD_MAX, Watched};
 use super::{Hands, Worker, brief};
@@ -78,12 +79,12 @@ pub(super) enum Chore {
 }
 
 /// What became of the load of an embedder.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Loaded {
     /// It is in memory.
     Yes,
-    /// Ollama said that it cannot load it.
-    No,
+    /// It could not be loaded.
+    No(LoadError),
     /// Nobody knows, or the request was at fault.
     Unknown,
 }
@@ -178,7 +179,8 @@ impl Hands {
             return;
         }
         let key = LoadKey::new(model.clone(), RunnerOptions::default());
-        if self.handle.mind().cools_down(&key, self.now_ms()) {
+        let installed = Installed(&self.tools.inventory);
+        if self.handle.mind().cools_down(&key, &installed, self.now_ms()) {
             // Nothing makes room for what does not load anyway.
             return;
         }
@@ -206,35 +208,33 @@ impl Hands {
         let entry = self.tools.inventory.find(model);
         let name = entry.map_or_else(|| model.to_string(), |entry| entry.display);
         let began_ms = self.now_ms();
+        let key = LoadKey::new(model.clone(), RunnerOptions::default());
         let loading = self.tools.ollama.load_embedder(&name, stay, LOAD_MAX);
         let reply = tokio::select! {
-            reply = self.watch(loading) => reply,
+            reply = self.watch(&key, loading) => reply,
             () = self.tools.tasks.forced() => return Loaded::Unknown,
         };
         match reply {
-            Watched::Ended(Ok(reply)) if reply.status == 200 => {
+            Watched::Ended(Ok(reply), _) if reply.status == 200 => {
                 tracing::info!(model.name = %name, load.ms = self.now_ms() - began_ms, "the embedding model is warm");
                 return Loaded::Yes;
             }
-            Watched::Ended(Ok(reply)) => {
-                tracing::warn!(model.name = %name, upstream.status = reply.status, upstream.error = %brief(&reply.error_text()),
+            Watched::Ended(Ok(reply), _) => {
+                let text = reply.error_text();
+                tracing::warn!(model.name = %name, upstream.status = reply.status, upstream.error = %brief(&text),
                     "the embedding model could not be warmed");
                 if reply.status >= 500 {
-                    return Loaded::No;
+                    let (failure, status) = (LoadFailure::Refused, reply.status);
+                    return Loaded::No(LoadError { failure, status, text });
                 }
             }
-            Watched::Ended(Err(fault)) => {
+            Watched::Ended(Err(fault), _) => {
                 tracing::warn!(model.name = %name, upstream.error = %fault, "the embedding model could not be warmed");
                 if let SendError::Unreachable { .. } = fault {
                     self.tools.health.lost(&fault.to_string(), self.now_ms());
                 }
             }
-            Watched::Wedged => {
-                self.unwedge(&name).await;
-                if self.embedder().as_ref() != Some(model) {
-                    self.warm_again();
-                }
-            }
+            Watched::GivenUp(limit) => return Loaded::No(given_up(&key, limit)),
         }
         Loaded::Unknown
     }
@@ -248,7 +248,7 @@ impl Hands {
                 self.handle.mind().loaded(key, None, None, self.now_ms());
                 self.see_what_went(key, &kept).await;
             }
-            Loaded::No => self.note_failed_load(key, &kept),
+            Loaded::No(error) => self.note_failed_load(key, &kept, error),
             Loaded::Unknown => (),
         }
         self.tools.residency.doubt();

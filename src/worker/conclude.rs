@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::delay::{Growth, chance};
-use crate::domain::retry::{Charge, Exposure, Fault, Told, Verdict, judge};
+use crate::domain::retry::{Charge, Exposure, Fault, Told, Verdict, WaitedFor, judge};
 use crate::fail_point;
 use crate::store::{Claim, GaveBack, GiveBack, StoreError};
 
@@ -51,6 +51,8 @@ pub(super) enum Conclusion {
         /// For people.
         text: String,
     },
+    /// The load of its key failed, or was given up; whoever waits is told this.
+    NotLoaded(Refusal),
     /// Nobody wants the answer.
     Abandoned,
     /// The daemon stops, for this reason; the job is not to blame.
@@ -61,7 +63,10 @@ impl Conclusion {
     /// Whether the runner may be gone or wedged after this.
     pub(super) fn casts_doubt(&self) -> bool {
         match self {
-            Conclusion::Whole | Conclusion::Abandoned | Conclusion::Stopped(_) => false,
+            Conclusion::Whole
+            | Conclusion::NotLoaded(_)
+            | Conclusion::Abandoned
+            | Conclusion::Stopped(_) => false,
             Conclusion::Answered { fault, .. }
             | Conclusion::Told { fault, .. }
             | Conclusion::Failed { fault, .. } => *fault != Fault::Told(Told::Final),
@@ -86,7 +91,10 @@ impl Hands {
             Conclusion::Whole => self.finish(claim, output, Finish::Done),
             Conclusion::Abandoned => self.finish(claim, output, Finish::Cancelled),
             Conclusion::Stopped(text) => match exposure(&output) {
-                Exposure::Hidden => self.give_back(&claim, &output, Charge::Nothing, text).await,
+                Exposure::Hidden => {
+                    let requeue = Requeue { charge: Charge::Nothing, wait: Wait::None, text };
+                    self.give_back(&claim, &output, requeue).await;
+                }
                 Exposure::Shown => {
                     let refusal = Refusal::new(503, format!("{text}; it is safe to try again"));
                     self.finish(
@@ -103,6 +111,10 @@ impl Hands {
             Conclusion::Told { fault, text } => {
                 // A line that nobody has seen is told in the shape of an answer instead.
                 let refusal = Refusal { is_told: output.is_shown(), ..Refusal::new(502, text) };
+                self.judge_and_act(claim, output, fault, refusal, HasAnswer::No).await;
+            }
+            Conclusion::NotLoaded(refusal) => {
+                let fault = Fault::NotLoaded(waited_for(&claim, &output));
                 self.judge_and_act(claim, output, fault, refusal, HasAnswer::No).await;
             }
             Conclusion::Failed { fault, status, text } => {
@@ -122,13 +134,17 @@ impl Hands {
     ) {
         let (exposure, attempts_max) = (exposure(&output), self.settings.attempts_max);
         match judge(fault, claim.kind, exposure, claim.counters, attempts_max) {
-            Verdict::Again(charge) => self.give_back(&claim, &output, charge, refusal.text).await,
+            Verdict::Again(charge) => {
+                let (wait, text) = (wait_after(fault), refusal.text);
+                self.give_back(&claim, &output, Requeue { charge, wait, text }).await;
+            }
             Verdict::Fail => self.finish(claim, output, Finish::Failed { refusal, has_answer }),
         }
     }
 
     /// Puts a job back into the queue.
-    async fn give_back(&self, claim: &Claim, output: &Arc<Output>, charge: Charge, text: String) {
+    async fn give_back(&self, claim: &Claim, output: &Arc<Output>, requeue: Requeue) {
+        let Requeue { charge, wait, text } = requeue;
         let now_ms = self.now_ms();
         let failures = match charge {
             Charge::Attempt => claim.counters.attempts,
@@ -137,6 +153,7 @@ impl Hands {
             Charge::Nothing => 0,
         };
         let pause = match charge {
+            _ if wait == Wait::None => Duration::ZERO,
             Charge::Nothing => Duration::ZERO,
             // The upstream is away; the worker itself pauses until it is back.
             Charge::Deferral if !self.tools.health.is_up() => Duration::ZERO,
@@ -218,6 +235,47 @@ fn asked_pause(output: &Output) -> Duration {
     let asked = head.iter().flat_map(|head| &head.headers).find(|(name, _)| name == "retry-after");
     let seconds = asked.and_then(|(_, value)| std::str::from_utf8(value).ok()?.trim().parse().ok());
     Duration::from_secs(seconds.unwrap_or(0)).min(ASKED_PAUSE_MAX)
+}
+
+/// How a job goes back to the queue.
+struct Requeue {
+    charge: Charge,
+    wait: Wait,
+    /// Why, for people.
+    text: String,
+}
+
+/// Whether a job that goes back to the queue has to wait by itself before it is tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wait {
+    /// It waits longer after each try.
+    Growing,
+    /// It does not: its key is paused, or it was not at fault.
+    None,
+}
+
+fn wait_after(fault: Fault) -> Wait {
+    match fault {
+        Fault::NotLoaded(_) | Fault::LoadGivenUp => Wait::None,
+        Fault::Unreachable
+        | Fault::UpstreamDied
+        | Fault::Cut
+        | Fault::Truncated
+        | Fault::Told(_)
+        | Fault::Silent
+        | Fault::Unnoted
+        | Fault::TooLong
+        | Fault::NoRoom
+        | Fault::Late => Wait::Growing,
+    }
+}
+
+fn waited_for(claim: &Claim, output: &Output) -> WaitedFor {
+    match (claim.is_async, output.has_waiters()) {
+        (true, _) => WaitedFor::Later,
+        (false, true) => WaitedFor::Now,
+        (false, false) => WaitedFor::Perhaps,
+    }
 }
 
 /// A job that outlives its caller may always be tried again: who follows it is told and cut.

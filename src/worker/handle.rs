@@ -14,6 +14,7 @@ use crate::ollama::inventory::Inventory;
 use crate::shutdown::Tasks;
 use crate::store::{Store, WaitingLane};
 
+use super::blocked::{BlockedLane, QueueView};
 use super::border::{BorderHold, Chore};
 use super::mind::{Arrival, Installed, Mind};
 use super::output::{End, Output, Refusal};
@@ -35,12 +36,14 @@ pub struct WorkerHandle {
 }
 
 /// A guess at the future of a waiting job.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Forecast {
     /// Its place in the order of service, from 1.
     pub position: u64,
     /// In how many milliseconds it might begin, by what loads and jobs took so far.
     pub start_in_ms: i64,
+    /// Why its key is not loaded now.
+    pub blocked: Option<BlockedLane>,
 }
 
 /// What happened since the daemon started.
@@ -97,6 +100,11 @@ impl WorkerHandle {
         let (wake, deadlines, counts) = (Arc::default(), Arc::default(), Arc::default());
         let searches = Searches::default();
         WorkerHandle { outputs, wake, deadlines, counts, chores, mind, searches, store, tasks }
+    }
+
+    /// The database.
+    pub(super) fn store(&self) -> &Store {
+        &self.store
     }
 
     /// What was learned.
@@ -220,7 +228,7 @@ impl WorkerHandle {
         let (inventory, policy) = view;
         let ready: Vec<_> = waiting.iter().filter_map(WaitingLane::ready).collect();
         let board = self.mind.board(now_ms, &ready, held, &Installed(inventory), policy);
-        let mut forecast = Forecast { position: 1, start_in_ms: 0 };
+        let mut forecast = Forecast { position: 1, start_in_ms: 0, blocked: None };
         let parallel = i64::try_from(policy.parallel.max(1)).unwrap_or(1);
         for lane in service_order(&board) {
             let text = lane.to_string();
@@ -237,6 +245,11 @@ impl WorkerHandle {
             forecast.start_in_ms =
                 forecast.start_in_ms.saturating_add(work_ms).saturating_add(load_ms);
             if is_its_own {
+                let view = QueueView { waiting, inventory, policy, now_ms };
+                forecast.blocked = self.blocked(&lane, view);
+                let until_ms = forecast.blocked.as_ref().and_then(|blocked| blocked.until_ms);
+                let blocked_ms = until_ms.map_or(0, |until_ms| until_ms.saturating_sub(now_ms));
+                forecast.start_in_ms = forecast.start_in_ms.max(blocked_ms);
                 return Some(forecast);
             }
         }
@@ -251,6 +264,11 @@ impl WorkerHandle {
         self.wake();
         // A worker that is gone has nothing in flight either.
         finished.await.ok()
+    }
+
+    /// Whether somebody waits for a border.
+    pub(super) fn has_chores(&self) -> bool {
+        self.chores.capacity() < self.chores.max_capacity()
     }
 
     /// Has the configured embedder warmed at the next job border. A full list of chores holds one already.

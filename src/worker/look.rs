@@ -3,6 +3,7 @@
 use crate::domain::learning::Waiting;
 use crate::domain::model::{LoadKey, ModelName};
 use crate::domain::schedule::{Board, Lane};
+use crate::ollama::calls::PsModel;
 use crate::ollama::client::SendError;
 use crate::store::{StoreError, WaitingLane};
 
@@ -15,6 +16,9 @@ const SET_BACK_MS_MIN: i64 = 1_000;
 
 /// Between two warnings that somebody else loads models.
 const WARNING_PAUSE_MS: i64 = 60_000;
+
+/// How often ps is asked while a key waits for others to be quiet.
+const LOOK_AT_OTHERS_MS: i64 = 250;
 
 /// Keys remembered that went missing; the first to go is forgotten. No more are resident at once.
 const MISSING_MAX: usize = 64;
@@ -61,6 +65,7 @@ impl Worker {
             for (_, since_ms) in &mut self.missing {
                 *since_ms = (*since_ms).min(now_ms);
             }
+            self.others_used_at_ms = self.others_used_at_ms.min(now_ms);
         }
         self.seen_ms = now_ms;
         Ok(())
@@ -101,6 +106,7 @@ impl Worker {
                     self.notice_external_unload(&key, since_ms.map_or(0, |entry| entry.since_ms));
                 }
                 self.see_who_pushed_out();
+                self.see_use_by_others(&ps);
                 true
             }
             Err(fault @ SendError::Unreachable { .. }) => {
@@ -118,7 +124,8 @@ impl Worker {
     fn notice_external_unload(&mut self, key: &LoadKey, since_ms: i64) {
         add(&self.hands.handle.counts().external_unloads);
         let now_ms = self.hands.now_ms();
-        self.hands.handle.mind().went_missing(key, since_ms, now_ms);
+        let installed = Installed(&self.hands.tools.inventory);
+        self.hands.handle.mind().went_missing(key, &installed, since_ms, now_ms);
         self.missing.retain(|(other, _)| other != key);
         self.missing.push((key.clone(), since_ms));
         if self.missing.len() > MISSING_MAX {
@@ -139,9 +146,43 @@ impl Worker {
             .retain(|(key, _)| entries.iter().all(|entry| entry.resident.model != key.model));
         if entries.iter().any(|entry| !entry.is_pinned && !entry.resident.is_embedder) {
             for (key, since_ms) in self.missing.drain(..) {
-                self.hands.handle.mind().pushed_out(&key, since_ms);
+                let installed = Installed(&self.hands.tools.inventory);
+                self.hands.handle.mind().pushed_out(&key, &installed, since_ms);
             }
         }
+    }
+
+    /// Takes note of when the models of others were used: Ollama moves the time at which it lets a model go with each use.
+    /// Bans end once they are quiet. One long use cannot be seen; a load that follows then waits for it, inside Ollama.
+    fn see_use_by_others(&mut self, ps: &[PsModel]) {
+        let now_ms = self.hands.now_ms();
+        let entries = self.hands.tools.residency.entries();
+        let is_others = |listed: &&PsModel| {
+            let mut entries = entries.iter();
+            let entry = entries.find(|entry| entry.resident.model == listed.model);
+            entry.is_none_or(|entry| !entry.is_pinned && !entry.resident.is_embedder)
+        };
+        let others = ps.iter().filter(is_others);
+        let mut seen: Vec<String> =
+            others.map(|listed| format!("{} {}", listed.listed, listed.expires_at)).collect();
+        seen.sort();
+        if seen != self.others {
+            self.others = seen;
+            self.others_used_at_ms = now_ms;
+        }
+        if self.in_flight.is_empty() {
+            self.hands.handle.mind().others_quiet(self.others_used_at_ms, now_ms);
+        }
+    }
+
+    /// When to ask ps again because of others who may be quiet by then; `None` if no key waits for that.
+    pub(super) fn next_look_at_others_ms(&self) -> Option<i64> {
+        let now_ms = self.hands.now_ms();
+        let mind = self.hands.handle.mind();
+        mind.is_banning(now_ms).then(|| {
+            self.hands.tools.residency.doubt();
+            now_ms + LOOK_AT_OTHERS_MS
+        })
     }
 }
 

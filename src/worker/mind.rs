@@ -139,41 +139,18 @@ impl Mind {
             inner.learning.load_times.measured(&text, took_ms, size_bytes);
         }
         inner.learning.coolings.loaded(&text);
+        inner.learning.breakers.close(&text);
         match took_ms {
             Some(_) => inner.learning.visits.began(&key.model, inner.last_seq, now_ms),
             None => inner.learning.visits.confirmed(&key.model, inner.last_seq, now_ms),
         }
     }
 
-    /// A load failed. Answers how long its key cools down, in milliseconds.
-    pub(super) fn load_failed(&self, key: &LoadKey, now_ms: i64) -> i64 {
-        self.lock().learning.coolings.failed(&key.to_string(), now_ms)
-    }
-
-    /// Whether a key may not be loaded yet.
-    pub(super) fn cools_down(&self, key: &LoadKey, now_ms: i64) -> bool {
-        self.lock().learning.coolings.until_ms(&key.to_string()) > now_ms
-    }
-
-    /// Somebody beside foreman pushed a key out.
-    pub(super) fn pushed_out(&self, key: &LoadKey, since_ms: i64) {
-        let inner = &mut *self.lock();
-        let text = key.to_string();
-        let load_ms = inner.learning.load_times.expected_ms(&text, None);
-        inner.learning.coolings.pushed_out(&text, since_ms, load_ms);
-    }
-
-    /// A key is gone that foreman did not unload, and nothing is there in its place.
-    pub(super) fn went_missing(&self, key: &LoadKey, since_ms: i64, now_ms: i64) {
-        let inner = &mut *self.lock();
-        let text = key.to_string();
-        let load_ms = inner.learning.load_times.expected_ms(&text, None);
-        inner.learning.coolings.went_missing(&text, since_ms, load_ms, now_ms);
-    }
-
     /// The upstream was started anew: whatever could not be loaded may be loaded now.
     pub(super) fn forget_coolings(&self) {
-        self.lock().learning.coolings.clear();
+        let learning = &mut self.lock().learning;
+        learning.coolings.clear();
+        learning.breakers.clear();
     }
 
     /// Models were seen in memory together, or one of them had to go. Answers what is worth keeping.
@@ -269,6 +246,11 @@ impl Mind {
             "hold_misses": inner.hold_misses,
             "decisions": decisions.collect::<Vec<_>>(),
         })
+    }
+
+    /// Reads or changes what was learned.
+    pub(super) fn with_learning<T>(&self, act: impl FnOnce(&mut Learning) -> T) -> T {
+        act(&mut self.lock().learning)
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

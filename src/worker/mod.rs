@@ -5,16 +5,19 @@
 
 mod answer_kind;
 mod attempt;
+mod blocked;
 mod border;
 mod conclude;
 mod flight;
 mod handle;
+mod load_memory;
 mod look;
 mod mind;
 mod outcome;
 pub mod output;
 mod outputs;
 mod patience;
+mod refusal;
 mod run;
 mod searches;
 mod swap;
@@ -35,6 +38,7 @@ use crate::ollama::residency::Residency;
 use crate::shutdown::Tasks;
 use crate::store::{Learned, Store};
 
+pub use blocked::{BlockedLane, QueueView};
 pub use border::BorderHold;
 use border::Chore;
 use flight::InFlight;
@@ -103,6 +107,10 @@ pub struct Worker {
     ps_at_ms: i64,
     /// The latest time seen, to notice a clock that is set back.
     seen_ms: i64,
+    /// The models of others in memory, each with when Ollama lets it go, as last seen.
+    others: Vec<String>,
+    /// When that last changed: each use moves the time.
+    others_used_at_ms: i64,
     /// When somebody else's loads were last warned about.
     warned_at_ms: i64,
     /// Keys that went away with nothing in their place yet, and when foreman had loaded them.
@@ -159,6 +167,8 @@ impl Worker {
             outages_seen: 0,
             ps_at_ms: 0,
             seen_ms: 0,
+            others: Vec::new(),
+            others_used_at_ms: 0,
             warned_at_ms: 0,
             missing: Vec::new(),
             put_off: Vec::new(),

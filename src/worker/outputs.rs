@@ -53,6 +53,12 @@ impl Outputs {
         flying.map(|(id, output)| (*id, Arc::clone(output))).collect()
     }
 
+    /// The jobs for which a client waits on its connection.
+    pub(super) fn waited_for(&self) -> Vec<JobId> {
+        let held = self.lock();
+        held.iter().filter(|(_, output)| output.has_waiters()).map(|(id, _)| *id).collect()
+    }
+
     /// Drops the registry's hold on an output; its followers keep theirs.
     pub fn forget(&self, id: JobId) {
         self.lock().remove(&id);

@@ -241,7 +241,9 @@ impl Worker {
         until_ms: Option<i64>,
     ) -> Result<Duration, StoreError> {
         let release = self.hands.next_release_at_ms(wanted);
-        self.rest_until(release.into_iter().chain(until_ms).min()).await
+        // Only where a job waits for it: nobody else needs to know whether others are quiet.
+        let look = until_ms.and_then(|_| self.next_look_at_others_ms());
+        self.rest_until(release.into_iter().chain(until_ms).chain(look).min()).await
     }
 
     /// How long until then, or until the delay of a job ends.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::future::Future;
 use std::time::Duration;
 
-use crate::domain::learning::Models;
+use crate::domain::learning::{LoadError, LoadFailure, Models};
 use crate::domain::model::{LoadKey, ModelName};
 use crate::domain::retry::{Fault, Told, told_by_status};
 use crate::domain::schedule::Reason;
@@ -16,7 +16,7 @@ use crate::store::StoreError;
 use super::conclude::Conclusion;
 use super::handle::add;
 use super::mind::Installed;
-use super::watch::{LOAD_MAX, Watched};
+use super::watch::{Freed, LOAD_MAX, Watched};
 use super::{Hands, brief};
 
 /// The longest an unloaded model may stay in ps before the load goes ahead: Ollama gives its memory 5 s to come back, and
@@ -46,6 +46,10 @@ impl Hands {
             }
         };
         self.tools.residency.set_loading(None);
+        self.handle.mind().load_ended(load, self.now_ms());
+        if outcome.is_err() {
+            self.refuse_waiting(load);
+        }
         outcome
     }
 
@@ -60,19 +64,24 @@ impl Hands {
             // A victim that stays would leave the choice to Ollama: the swap is tried again later instead.
             self.unload(victim).await?;
         }
-        let kept = self.workers_beside(&load.model);
+        let mut kept = self.workers_beside(&load.model);
         let installed = self.tools.inventory.find(&load.model);
         let name = installed
             .as_ref()
             .map_or_else(|| load.model.to_string(), |entry| entry.display.clone());
         fail_point::reach("load.before");
-        let reply = match self.watch(self.tools.ollama.load(&name, load, LOAD_MAX)).await {
-            Watched::Ended(reply) => reply,
-            Watched::Wedged => {
-                self.unwedge(&load.to_string()).await;
-                self.warm_again();
-                let text = format!("ollama was stuck while it loaded {load}, and was freed");
-                return Err(Conclusion::failed(Fault::Wedged, 504, text));
+        self.handle.mind().load_begins(load);
+        let loading = self.tools.ollama.load(&name, load, LOAD_MAX);
+        let reply = match self.watch(load, loading).await {
+            Watched::Ended(reply, Freed::Nothing) => reply,
+            Watched::Ended(reply, Freed::Everything) => {
+                // They were unloaded by foreman, so nothing is learned about them.
+                kept.clear();
+                reply
+            }
+            Watched::GivenUp(limit) => {
+                self.tools.residency.doubt();
+                return Err(self.load_given_up(load, limit));
             }
         };
         let now_ms = self.now_ms();
@@ -99,16 +108,23 @@ impl Hands {
             Ok(reply) => {
                 self.tools.residency.doubt();
                 let text = reply.error_text();
-                let told = passing(reply.status, &text);
-                // Where nothing was tried, nothing was learned about what fits.
-                let beside = if told == Told::Busy { &[][..] } else { &kept[..] };
-                self.note_failed_load(load, beside);
                 tracing::warn!(load.key = %load, upstream.status = reply.status, upstream.error = %brief(&text), "load failed");
-                Err(Conclusion::failed(Fault::Told(told), reply.status, text))
+                let failure = match told_by_status(reply.status, &text) {
+                    Told::Busy => LoadFailure::Busy,
+                    Told::Final | Told::Passing => LoadFailure::Refused,
+                };
+                let error = LoadError { failure, status: reply.status, text };
+                Err(self.load_failed(load, &kept, error))
             }
             Err(fault) => {
                 self.tools.residency.doubt();
-                Err(self.call_fault(&format!("loading {load}"), &fault).await)
+                let conclusion = self.call_fault(&format!("loading {load}"), &fault).await;
+                let Conclusion::Failed { fault: Fault::Cut, status, text } = conclusion else {
+                    return Err(conclusion);
+                };
+                // Ollama lives: the connection broke because of this load.
+                let error = LoadError { failure: LoadFailure::Refused, status, text };
+                Err(self.load_failed(load, &kept, error))
             }
         }
     }
@@ -141,16 +157,6 @@ impl Hands {
         self.keep(async move { store.keep_load_time(key, took_ms, now_ms).await });
     }
 
-    /// A load that failed beside other models may have failed because of them; only one that failed alone cools down.
-    pub(super) fn note_failed_load(&self, load: &LoadKey, kept: &[ModelName]) {
-        if kept.is_empty() {
-            let pause_ms = self.handle.mind().load_failed(load, self.now_ms());
-            tracing::warn!(load.key = %load, cool_down.ms = pause_ms, "a key that does not load cools down");
-        } else {
-            self.learn_fit(load, kept, false);
-        }
-    }
-
     /// What became of the models that were left in memory for a load: learns from it whether they fit, and answers how many
     /// worker models had to go. Embedders count for what fits: Ollama takes what has the shortest `keep_alive`, and that
     /// is an embedder that came for a while.
@@ -178,7 +184,7 @@ impl Hands {
     }
 
     /// Remembers whether a load fitted beside `kept` and the embedders in memory.
-    fn learn_fit(&self, load: &LoadKey, kept: &[ModelName], fits: bool) {
+    pub(super) fn learn_fit(&self, load: &LoadKey, kept: &[ModelName], fits: bool) {
         let installed = Installed(&self.tools.inventory);
         let embedders = self.embedders_resident(load);
         let models = kept.iter().chain(&embedders).chain([&load.model]);

@@ -3,15 +3,18 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
-use stub_ollama::{Action, Cut, Fault, Stage, Stub};
+use stub_ollama::{Action, Cut, Fault, Stage, Stub, StubConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-use crate::harness::client::{Answer, chat, chat_unstreamed, post, post_stream};
-use crate::harness::{Foreman, stub_config};
+use crate::harness::client::{Answer, chat, chat_unstreamed, open, post, post_stream, request};
+use crate::harness::upstream::Upstream;
+use crate::harness::{Foreman, jobs, stub_config};
+use crate::same::{ROUTES, body_of};
 
 fn answer_fault(status: u16, text: &str) -> Fault {
     let action = Action::Answer {
@@ -137,24 +140,18 @@ async fn final_errors_are_not_tried_again() {
     }
 }
 
-/// A load that fails is tried again as the job it was for; a load that is refused lets the job be told itself.
+/// A load that fails is Ollama's answer to whoever waits for it, and is not tried again by their jobs.
 #[tokio::test]
-async fn a_failed_load_is_a_failed_attempt() {
-    let stub = Stub::start(stub_config(&["a", "b"])).await;
+async fn a_failed_load_is_told_as_ollama_tells_it() {
+    let stub = Stub::start(stub_config(&["a"])).await;
     let foreman = Foreman::start(&stub).await.up().await;
-    stub.faults(
-        Fault::new(Action::FailLoad("llama-server process has terminated".to_owned())).model("a"),
-    );
-    let answer = post(foreman.addr, "/api/chat", &chat("a", "x")).await;
-    assert!(answer.status == 200 && answer.is_whole, "{}", answer.text());
-    stub.faults(Fault::new(Action::FailLoad("out of memory".to_owned())).model("b").forever());
-    // It cools down for longer than a stream waits in silence: the status of an unstreamed answer is Ollama's all the same.
-    let answer = post(foreman.addr, "/api/chat", &chat_unstreamed("b", "x")).await;
-    assert_eq!(
-        (answer.status.as_u16(), answer.json()["error"].clone()),
-        (500, json!("out of memory"))
-    );
-    assert_eq!(stub.counts().failed_loads, 1 + 3);
+    stub.faults(Fault::new(Action::FailLoad("out of memory".to_owned())).model("a").forever());
+    for body in [chat("a", "x"), chat_unstreamed("a", "x")] {
+        let answer = post(foreman.addr, "/api/chat", &body).await;
+        let text = answer.json()["error"].as_str().unwrap().to_owned();
+        assert!(answer.status == 500 && text.starts_with("out of memory"), "{text}");
+    }
+    assert_eq!(stub.counts().failed_loads, 1);
 }
 
 /// A sleeping laptop: jobs wait through it with their attempts, and all finish when it returns.
@@ -229,7 +226,7 @@ async fn a_flapping_upstream_ends_in_success_without_loss() {
     assert_eq!(stub.counts().evictions, 0);
 }
 
-/// A hang is ended by the idle limit: before the first byte of a stream, and inside it.
+/// A hang is ended by the idle limit inside a stream; before its first byte only where Ollama no longer holds the model.
 #[tokio::test]
 async fn a_silent_upstream_is_given_up_after_the_idle_limit() {
     let stub = Stub::start(stub_config(&["a"])).await;
@@ -238,7 +235,11 @@ async fn a_silent_upstream_is_given_up_after_the_idle_limit() {
         .up()
         .await;
     stub.faults(Fault::new(Action::HangBeforeHeaders).path("/api/chat"));
-    let answer = post(foreman.addr, "/api/chat", &chat("a", "x")).await;
+    let addr = foreman.addr;
+    let hanging = tokio::spawn(async move { post(addr, "/api/chat", &chat("a", "x")).await });
+    foreman.wait_for(|status| status["running"][0]["state"] == "working").await;
+    stub.unload_all();
+    let answer = hanging.await.unwrap();
     assert!(answer.status == 200 && answer.is_whole, "{}", answer.text());
     stub.faults(Fault::new(Action::HangAfterChunks(2)).path("/api/chat"));
     let answer = post_stream(foreman.addr, "/api/chat", &chat("a", "x")).await.rest().await;
@@ -248,6 +249,61 @@ async fn a_silent_upstream_is_given_up_after_the_idle_limit() {
         "{}",
         answer.text()
     );
+}
+
+/// A long prompt is read for longer than the idle limit: it is no silence, on any route, streamed or not, whoever waits. (A
+/// streamed one was run three times and failed.)
+#[tokio::test]
+async fn a_long_prompt_is_read_once() {
+    let config = StubConfig { prompt_time: Duration::from_millis(700), ..stub_config(&["a"]) };
+    let stub = Stub::start(config).await;
+    let foreman = Foreman::start_with(&stub, |raw| raw.idle_limit = Some("250ms".to_owned()))
+        .await
+        .up()
+        .await;
+    for route in ROUTES {
+        for is_streamed in [true, false] {
+            stub.reset();
+            let body = body_of(route, "a", "long", is_streamed);
+            let answer = post(foreman.addr, route, &body).await;
+            assert!(answer.status == 200 && answer.is_whole, "{route}: {}", answer.text());
+            let runs = stub
+                .log()
+                .iter()
+                .filter(|entry| entry.body.as_ref() == body.to_string().as_bytes())
+                .count();
+            assert_eq!(runs, 1, "{route}, streamed {is_streamed}");
+        }
+    }
+    let message = json!([{ "role": "user", "content": "long" }]);
+    for is_streamed in [true, false] {
+        let job = json!({ "model": "a", "stream": is_streamed, "messages": message });
+        let id = jobs::submit(foreman.addr, &job).await;
+        let done = jobs::wait_for(foreman.addr, &id, |job| job["done_at"].is_string()).await;
+        assert_eq!(done["attempt"], 1, "{done:#}");
+    }
+}
+
+/// Something between foreman and Ollama sends headers at once, and the first byte comes much later: no silence either.
+#[tokio::test]
+async fn silence_counts_from_the_first_byte() {
+    let mut upstream = Upstream::with_models(&["a"]).await;
+    let tweak = |raw: &mut foreman::config::Raw| raw.idle_limit = Some("200ms".to_owned());
+    let foreman = Foreman::start_at(&upstream.url(), tweak).await.up().await;
+    let (addr, body) = (foreman.addr, chat("a", "x").to_string());
+    let asked = jobs::with_header(request(addr, "POST", "/api/chat", body), ("x-script", "body"));
+    let client = tokio::spawn(async move { open(addr, asked).await.unwrap().rest().await });
+    let mut at_work = upstream.next().await;
+    at_work
+        .write("HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n")
+        .await;
+    foreman.wait_for(|status| status["running"][0]["running_for_ms"].as_i64() > Some(900)).await;
+    let line =
+        "{\"model\":\"a\",\"message\":{\"role\":\"assistant\",\"content\":\"y\"},\"done\":true}\n";
+    at_work.write(format!("{:x}\r\n{line}\r\n0\r\n\r\n", line.len())).await;
+    let answer = client.await.unwrap();
+    assert!(answer.is_whole && answer.streamed_text() == "y", "{}", answer.text());
+    assert!(!upstream.has_next(), "it was sent once");
 }
 
 /// In-band failures in the shapes of the other dialects.

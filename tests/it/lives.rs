@@ -9,7 +9,7 @@ use std::path::Path;
 use bytes::Bytes;
 use foreman::domain::dialect::Dialect;
 use foreman::domain::job::{Class, Event, JobId, Kind, State};
-use foreman::domain::learning::{Held, Learning, NamesOnly, Waiting};
+use foreman::domain::learning::{Held, Learning, LoadError, LoadFailure, NamesOnly, Waiting};
 use foreman::domain::model::{LoadKey, ModelName, RunnerOptions};
 use foreman::domain::retry::Charge;
 use foreman::domain::schedule::{Decision, Lane, Policy, decide};
@@ -245,7 +245,8 @@ impl Life<'_> {
                 self.work(claim, &lane, outcome).await;
             }
             Decision::Swap { load, class, .. } => {
-                assert!(self.learning.coolings.until_ms(&load.to_string()) <= self.now_ms);
+                let (key, model) = (load.to_string(), load.model.to_string());
+                assert!(self.learning.breakers.until_ms(&key, &model) <= self.now_ms);
                 let lane = Lane::Key(load.clone());
                 let claim = self.claim(&lane, class, Event::ClaimToLoad).await;
                 self.load(claim, load, outcome).await;
@@ -256,14 +257,20 @@ impl Life<'_> {
     async fn load(&mut self, claim: Claim, load: LoadKey, outcome: Outcome) {
         self.now_ms += 4_000;
         if outcome == Outcome::LoadFails {
-            self.learning.coolings.failed(&load.to_string(), self.now_ms);
+            let error = LoadError {
+                failure: LoadFailure::Refused,
+                status: 500,
+                text: "out of memory".to_owned(),
+            };
+            let (key, model) = (load.to_string(), load.model.to_string());
+            self.learning.breakers.load_failed(&key, &model, error, self.now_ms);
             self.give_back(&claim).await;
             return;
         }
         self.idle_loads += 1;
         assert!(self.idle_loads <= 1, "two loads in a row without a job between them");
         let last_seq = self.jobs.last().map_or(0, |job| job.seq);
-        self.learning.coolings.loaded(&load.to_string());
+        self.learning.breakers.close(&load.to_string());
         self.learning.load_times.measured(&load.to_string(), 4_000, None);
         self.learning.visits.began(&load.model, last_seq, self.now_ms);
         self.resident = Some(load.clone());

@@ -14,6 +14,13 @@ const MEASURED_MS_MAX: i64 = 15 * 60 * 1_000;
 /// Loads whose speed is remembered, over all keys.
 const SPEEDS_MAX: usize = 9;
 
+/// A load is slow, not stuck, up to this many times what measured loads let expect: from a cold disk the same model takes many
+/// times as long as from memory.
+const SLOWER_MAX: i64 = 4;
+
+/// The slowest disk or network that models are loaded from, in bytes per millisecond (50 MB/s).
+const SLOWEST_BYTES_PER_MS: i64 = 50_000;
+
 /// Keys remembered; keys beyond it push out the first by name. A box has tens.
 const KEYS_MAX: usize = 4_096;
 
@@ -56,6 +63,17 @@ impl LoadTimes {
             _ => UNMEASURED_MS,
         }
     }
+
+    /// How long a load of the key may take before it counts as stuck, by its size and by what was measured; 0 if nothing is
+    /// known.
+    pub fn patience_ms(&self, key: &str, size_bytes: Option<i64>) -> i64 {
+        let longest = self.by_key.get(key).and_then(|times| times.iter().max());
+        let slowest = self.bytes_per_ms.iter().min();
+        let size_bytes = size_bytes.unwrap_or(0).max(0);
+        let by_speed_ms = slowest.map_or(0, |speed| size_bytes / (*speed).max(1));
+        let measured_ms = longest.map_or(0, |longest| *longest).max(by_speed_ms);
+        measured_ms.saturating_mul(SLOWER_MAX).max(size_bytes / SLOWEST_BYTES_PER_MS)
+    }
 }
 
 /// The middle one, the upper of two.
@@ -74,6 +92,17 @@ mod tests {
         let mut times = LoadTimes::default();
         times.measured("a", 8 * 60 * 60 * 1_000, None);
         assert_eq!(times.expected_ms("a", None), MEASURED_MS_MAX);
+    }
+
+    /// A model of 400 GB on a slow disk was given up after ten minutes, again and again.
+    #[test]
+    fn a_large_model_and_a_slow_disk_are_given_time() {
+        let mut times = LoadTimes::default();
+        assert_eq!(times.patience_ms("a", None), 0);
+        assert_eq!(times.patience_ms("a", Some(400_000_000_000)), 8_000_000);
+        times.measured("a", 300_000, Some(3_000_000_000));
+        assert_eq!(times.patience_ms("a", None), 4 * 300_000, "by its own loads");
+        assert_eq!(times.patience_ms("b", Some(6_000_000_000)), 4 * 600_000, "by the disk's speed");
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! Pure: times are passed in, what is worth keeping over a restart is answered and stored by the caller. The worker has one,
 //! and `replay` one per simulated day.
 
+mod blocked;
+mod breaker;
 mod classes;
 mod cooling;
 mod load_times;
@@ -13,6 +15,8 @@ mod visits;
 
 use std::collections::BTreeSet;
 
+pub use blocked::{Blocked, BlockedBecause};
+pub use breaker::{Breakers, LoadError, LoadFailure, OpenBreaker};
 pub use classes::Classes;
 pub use cooling::Coolings;
 pub use load_times::LoadTimes;
@@ -35,8 +39,10 @@ pub struct Learning {
     pub returns: Returns,
     /// What fits beside each other.
     pub fits: Fits,
-    /// What must not be loaded yet.
+    /// What must not be loaded yet because somebody else pushed it out.
     pub coolings: Coolings,
+    /// What must not be loaded yet because its load failed.
+    pub breakers: Breakers,
     /// What is known of each model's time in memory.
     pub visits: Visits,
     /// Which class of a lane was served when.
@@ -134,6 +140,7 @@ impl Learning {
     pub fn clock_set_back(&mut self, now_ms: i64) {
         self.visits.clock_set_back(now_ms);
         self.coolings.clock_set_back(now_ms);
+        self.breakers.clock_set_back(now_ms);
         self.rates.clock_set_back();
         self.returns.clock_set_back();
     }
@@ -236,14 +243,22 @@ impl Learning {
     ) -> Queue {
         let text = lane.to_string();
         let size_bytes = lane.key().and_then(|key| models.size_bytes(&key.model));
+        let load_ms = self.load_times.expected_ms(&text, size_bytes);
+        let due_at_ms = heads.iter().map(|head| head.due_at_ms).min().unwrap_or(i64::MAX);
+        let blocked = lane.key().and_then(|key| {
+            // What is there was pushed out by nobody.
+            let is_held = held.iter().any(|held| held.model == key.model);
+            let latest_ms = if is_held { 0 } else { due_at_ms.saturating_sub(load_ms) };
+            self.blocked(key, models, latest_ms)
+        });
         Queue {
             lane: lane.clone(),
             heads,
-            load_ms: self.load_times.expected_ms(&text, size_bytes),
+            load_ms,
             service_ms: self.rates.expected_service_ms(&text),
             victims: self.victims(lane.key(), held, models, Trials::None.within(beside)),
             unload: self.victims(lane.key(), held, models, Trials::One.within(beside)),
-            barred_until_ms: self.coolings.until_ms(&text),
+            barred_until_ms: blocked.map_or(0, |blocked| blocked.until_ms),
         }
     }
 

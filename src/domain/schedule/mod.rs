@@ -104,7 +104,9 @@ pub fn service_order(board: &Board) -> Vec<Lane> {
     let rank = |queue: &Queue| match (&queue.lane, is_served(board, queue)) {
         (Lane::Unload, _) => 0,
         (_, true) => 1,
-        (_, false) => 2,
+        (_, false) if queue.barred_until_ms <= board.now_ms => 2,
+        // What may not be loaded now comes after all that may.
+        (_, false) => 3,
     };
     let mut queues: Vec<&Queue> = board.queues.iter().collect();
     queues.sort_by_key(|queue| {
@@ -124,7 +126,9 @@ fn at_border(board: &Board, decision: Decision) -> Decision {
 fn is_served(board: &Board, queue: &Queue) -> bool {
     match &queue.lane {
         Lane::Key(key) => match fit(key, &board.resident) {
-            Fit::Certain | Fit::Probable => true,
+            Fit::Certain => true,
+            // The load that confirms it may be the one that fails.
+            Fit::Probable => queue.barred_until_ms <= board.now_ms,
             Fit::Absent => {
                 queue.victims.is_empty()
                     && queue.barred_until_ms <= board.now_ms

@@ -358,6 +358,9 @@ fn a_key_that_cools_down_is_passed_over_and_waited_for_if_it_is_alone() {
     cooling.barred_until_ms = NOW_MS + 5_000;
     let alone = board(&[cooling.clone()], &[resident("a", 1_000)]);
     assert_eq!(decide(&alone), Decision::Idle { until_ms: Some(NOW_MS + 5_000) });
+    let unsure = Resident { key: None, ..resident("b", 1_000) };
+    let perhaps_resident = board(&[cooling.clone()], &[unsure]);
+    assert_eq!(decide(&perhaps_resident), Decision::Idle { until_ms: Some(NOW_MS + 5_000) });
     let other = board(&[cooling, waiting("c", 2, 1_000)], &[resident("a", 1_000)]);
     assert_eq!(choice(&other), told("c", "dry"));
 }

@@ -7,6 +7,8 @@ use crate::domain::job::State;
 use crate::store::{Attempt, JobView};
 use crate::worker::Forecast;
 
+use super::super::status::why_blocked;
+
 /// What a list leaves out.
 #[derive(Debug)]
 pub(super) struct Details {
@@ -25,7 +27,7 @@ impl Default for Details {
 
 /// A job with everything.
 pub(super) fn whole(job: &JobView, details: &Details, now_ms: i64) -> Value {
-    let mut object = base(job, details.forecast, now_ms);
+    let mut object = base(job, details.forecast.as_ref(), now_ms);
     object.insert("attempts".to_owned(), details.attempts.iter().map(attempt).collect());
     object.insert("result".to_owned(), details.result.clone());
     object.insert("artifacts".to_owned(), details.artifacts.clone());
@@ -37,7 +39,7 @@ pub(super) fn listed(job: &JobView, now_ms: i64) -> Value {
     Value::Object(base(job, None, now_ms))
 }
 
-fn base(job: &JobView, forecast: Option<Forecast>, now_ms: i64) -> Map<String, Value> {
+fn base(job: &JobView, forecast: Option<&Forecast>, now_ms: i64) -> Map<String, Value> {
     let finished_in = |state| at(job.finished_at_ms.filter(|_| job.state == state));
     let id = job.id.to_string();
     let value = json!({
@@ -61,6 +63,7 @@ fn base(job: &JobView, forecast: Option<Forecast>, now_ms: i64) -> Map<String, V
         "failed_at": finished_in(State::Failed),
         "cancelled_at": finished_in(State::Cancelled),
         "not_before": at(job.not_before_ms.filter(|at_ms| *at_ms > now_ms)),
+        "blocked": forecast.and_then(|forecast| forecast.blocked.as_ref()).map(why_blocked),
         "position": forecast.map(|forecast| forecast.position),
         "estimated_start":
             forecast.map(|forecast| rfc3339(now_ms.saturating_add(forecast.start_in_ms))),

@@ -10,7 +10,13 @@ fn key(name: &str) -> LoadKey {
 
 fn ps(name: &str) -> PsModel {
     let model = key(name).model;
-    PsModel { model: model.clone(), listed: model, digest: String::new(), context_length: None }
+    PsModel {
+        model: model.clone(),
+        listed: model,
+        digest: String::new(),
+        context_length: None,
+        expires_at: String::new(),
+    }
 }
 
 /// The names of each set are names of one runner, the first in order the one that loads.

@@ -63,6 +63,8 @@ struct Inner {
     is_decided: bool,
     /// The bytes are not kept: no file may stay.
     is_discarded: bool,
+    /// What whoever waits is told, though the job goes on without them.
+    notice: Option<Refusal>,
     end: Option<End>,
 }
 
@@ -116,6 +118,7 @@ impl Output {
     pub fn take_off(&self, attempt: i64, is_async: bool) {
         let mut inner = self.lock();
         inner.is_in_flight = true;
+        inner.notice = None;
         inner.is_async = is_async;
         inner.timings.attempt = attempt;
     }
@@ -224,6 +227,22 @@ impl Output {
     pub fn unfollow(&self) {
         let mut inner = self.lock();
         inner.waiters = inner.waiters.saturating_sub(1);
+    }
+
+    /// Whether a client waits for it now.
+    pub fn has_waiters(&self) -> bool {
+        self.lock().waiters > 0
+    }
+
+    /// Tells those who wait for the beginning that it will not come soon. The job goes on without them.
+    pub fn notify(&self, notice: Refusal) {
+        self.lock().notice = Some(notice);
+        self.changed.notify_waiters();
+    }
+
+    /// Takes such a notice back, for clients that come later.
+    pub fn clear_notice(&self) {
+        self.lock().notice = None;
     }
 
     /// Notes that a client has left. If it was the last one, the attempt is told in the same moment that nobody wants the
@@ -352,6 +371,7 @@ impl Output {
     fn opening_now(&self) -> Option<Opening> {
         let inner = self.lock();
         match (&inner.head, &inner.end) {
+            (None, None) if !inner.is_in_flight => inner.notice.clone().map(Opening::Refused),
             (Some(head), _) if inner.is_shown => Some(Opening::Answer(head.clone(), inner.timings)),
             (_, Some(End::Broken(refusal))) => Some(Opening::Refused(refusal.clone())),
             (None, Some(End::Whole)) => Some(Opening::Refused(Refusal {
