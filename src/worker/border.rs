@@ -185,7 +185,7 @@ impl Hands {
         let victims = self.victims_of_embeds(model);
         if !self.is_embedder(model) {
             // A model that also generates is the worker's like any other.
-            if self.swap(&victims, &key, Reason::Embed).await.is_err() {
+            if self.swap(&victims, &key, model.as_str(), Reason::Embed).await.is_err() {
                 tracing::warn!(model.name = %model, "a model that embeds wait for could not be loaded");
             }
             return;

@@ -263,7 +263,7 @@ impl Hands {
         (unload, load, reason): (&[ModelName], &LoadKey, Reason),
     ) -> bool {
         let conclude = |conclusion| self.conclude(claim.clone(), Arc::clone(output), conclusion);
-        let swapping = self.swap(unload, load, reason);
+        let swapping = self.swap(unload, load, &claim.model, reason);
         tokio::pin!(swapping);
         tokio::select! {
             swapped = &mut swapping => match swapped {
