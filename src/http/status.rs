@@ -12,6 +12,7 @@ use crate::store::{LaneSummary, OpenJob, Overview, StoreError};
 
 use super::Edge;
 use super::caller::Caller;
+use super::forecast::service_order;
 
 /// Jobs that ran by which the loads are judged.
 const JOBS_JUDGED_MAX: usize = 1_000;
@@ -24,16 +25,13 @@ pub(super) async fn status(edge: &Edge, caller: &Caller) -> Result<Value, StoreE
     let own = caller.sees_only();
     let sees_all = own.is_none();
     let now_ms = edge.clock.now_ms();
-    let waiting_lanes = edge.store.waiting_lanes(now_ms).await?;
-    let policy = edge.config.policy();
     let webhooks = edge.store.delivery_counts().await?;
-    let held = edge.residency.held();
-    let order = edge.worker.service_order(now_ms, &waiting_lanes, &held, &edge.inventory, &policy);
+    let order = service_order(edge, now_ms, JOBS_LISTED_MAX).await?;
     let overview = match own {
         Some(owner) => edge.store.overview_of(owner, JOBS_LISTED_MAX).await?,
         None => edge.store.overview(order.clone(), JOBS_LISTED_MAX).await?,
     };
-    let depth: u64 = overview.lanes.iter().map(|lane| lane.depth).sum();
+    let depth = overview.depth;
     Ok(json!({
         "service": "foreman",
         "version": env!("CARGO_PKG_VERSION"),
@@ -49,6 +47,7 @@ pub(super) async fn status(edge: &Edge, caller: &Caller) -> Result<Value, StoreE
             "scheduled": stored(&overview, State::Queued).saturating_sub(depth),
             "lingering": edge.lingering.len(),
             "lanes": if sees_all { lanes(&overview.lanes, &order, now_ms) } else { Vec::new() },
+            "lanes_more": if sees_all { overview.lanes_more } else { 0 },
             "jobs": waiting(&overview.waiting, now_ms),
         },
         "disk": disk(edge),

@@ -152,8 +152,9 @@ impl Hands {
             return false;
         }
         // A store that cannot answer is no reason to wait.
-        let waiting = self.tools.store.waiting_lanes(now_ms).await.unwrap_or_default();
-        let ready = waiting.iter().filter_map(WaitingLane::ready);
+        let of = self.handle.view_of(self.tools.residency.held(), now_ms);
+        let view = self.tools.store.lanes_in_view(now_ms, of).await.unwrap_or_default();
+        let ready = view.lanes.iter().filter_map(WaitingLane::ready);
         let mut wanted = ready.filter_map(|ready| Some(ready.lane.key()?.model.clone()));
         wanted.any(|model| young.iter().any(|held| held.model == model))
     }

@@ -176,6 +176,11 @@ impl Mind {
         self.lock().learning.coolings.until_ms(&key.to_string()) > now_ms
     }
 
+    /// The keys that may not be loaded now.
+    pub(super) fn barred(&self, now_ms: i64) -> BTreeSet<String> {
+        self.lock().learning.coolings.barred(now_ms).map(str::to_owned).collect()
+    }
+
     /// Somebody beside foreman pushed a key out.
     pub(super) fn pushed_out(&self, key: &LoadKey, since_ms: i64) {
         let inner = &mut *self.lock();
