@@ -115,15 +115,16 @@ impl Store {
     ) -> Result<Option<DueBefore>, StoreError> {
         self.look(move |tx| {
             let [first, second, third] = max_wait_ms;
-            let bounds = params![first, second, third, lane];
-            let found = tx.prepare_cached(&before())?.query_row(bounds, |row| {
-                Ok(DueBefore {
-                    due: (row.get(0)?, row.get(1)?),
-                    lanes: rows::count(row.get(2)?),
-                    jobs: rows::count(row.get(3)?),
-                })
-            });
-            Ok(found.optional()?)
+            let due: Option<(i64, i64)> = tx
+                .prepare_cached(&due())?
+                .query_row(params![first, second, third, lane], |row| row.try_into())
+                .optional()?;
+            let Some(due) = due else { return Ok(None) };
+            let bounds = params![first, second, third, due.0, due.1];
+            let (lanes, jobs): (i64, i64) =
+                tx.prepare_cached(&before())?.query_row(bounds, |row| row.try_into())?;
+            let (lanes, jobs) = (rows::count(lanes), rows::count(jobs));
+            Ok(Some(DueBefore { due, lanes, jobs }))
         })
         .await
     }
@@ -144,22 +145,28 @@ pub(super) const BY_JOBS: &str = "SELECT lane FROM waiting INDEXED BY waiting_lo
 pub(super) const OF_MODEL: &str =
     "SELECT lane FROM waiting WHERE lane >= ?1 || ' ' AND lane < ?1 || '!' LIMIT ?2";
 
-/// Each lane with ready jobs: by when the first is due, its number, and how many wait. Of the columns beside a minimum SQLite
-/// takes those of its row.
-const DUE: &str = "SELECT waiting.lane AS lane, SUM(jobs) AS jobs, seq,
-        MIN(ready_at_ms + CASE waiting.class WHEN 'interactive' THEN ?1 WHEN 'normal' THEN ?2 ELSE ?3 END) AS due_at_ms
-    FROM waiting LEFT JOIN head USING (lane, class) GROUP BY waiting.lane HAVING due_at_ms IS NOT NULL";
+/// By when a head is due.
+const DUE: &str =
+    "ready_at_ms + CASE class WHEN 'interactive' THEN ?1 WHEN 'normal' THEN ?2 ELSE ?3 END";
 
+/// Of the columns beside a minimum SQLite takes those of its row.
 fn by_due() -> String {
-    format!("SELECT lane FROM ({DUE}) ORDER BY due_at_ms, seq LIMIT ?4")
+    format!("SELECT lane FROM head GROUP BY lane ORDER BY MIN({DUE}), seq LIMIT ?4")
 }
 
+/// When the first job of a lane is due, and its number.
+fn due() -> String {
+    format!(
+        "SELECT {DUE} AS due_at_ms, seq FROM head WHERE lane = ?4 ORDER BY due_at_ms, seq LIMIT 1"
+    )
+}
+
+/// The lanes of which a job is due before that, and all that wait in them.
 fn before() -> String {
     format!(
-        "WITH due AS MATERIALIZED ({DUE}), own AS (SELECT due_at_ms, seq FROM due WHERE lane = ?4)
-         SELECT own.due_at_ms, own.seq, COUNT(due.lane), COALESCE(SUM(due.jobs), 0)
-         FROM own LEFT JOIN due ON (due.due_at_ms, due.seq) < (own.due_at_ms, own.seq)
-         GROUP BY own.seq"
+        "SELECT COUNT(*), COALESCE(SUM(jobs), 0) FROM (
+             SELECT (SELECT SUM(jobs) FROM waiting WHERE waiting.lane = head.lane) AS jobs
+             FROM head WHERE ({DUE}, seq) < (?4, ?5) GROUP BY lane)"
     )
 }
 
