@@ -2,7 +2,8 @@
 //!
 //! Fills a database file with waiting jobs of 1,000 clients over 50 load keys and three classes (1,000,000;
 //! `FOREMAN_BENCH_JOBS` says otherwise) and times whole decisions on it, as the worker makes them: what waits, by the store; the board, by what was
-//! learned; the decision. Then that of a board alone. Then the workloads of `tests/fixtures/traces` go through the three
+//! learned; the decision. Then that of a board alone. The same with 10,000 load keys (`FOREMAN_BENCH_KEYS`) beside an eighth of
+//! them, and what a look at a job and the status read there. Then the workloads of `tests/fixtures/traces` go through the three
 //! policies in virtual time. Nothing is asserted: machines differ and are shared.
 
 #![expect(
@@ -21,7 +22,7 @@ use foreman::domain::job::{Class, Event, JobId, Kind};
 use foreman::domain::learning::{Held, Learning, NamesOnly, Waiting};
 use foreman::domain::schedule::{Board, Decision, Lane, Policy, decide};
 use foreman::replay::{Form, Setup, Trace, Workload, suite, workload_of};
-use foreman::store::{Admission, Extras, NewJob, QueueLimits, Store, WaitingLane};
+use foreman::store::{Admission, Extras, NewJob, QueueLimits, Store, ViewOf, WaitingLane};
 use tokio::task::JoinSet;
 use ulid::Ulid;
 
@@ -37,6 +38,12 @@ const CLIENTS: usize = 1_000;
 /// Admissions at once while filling.
 const FILLERS: usize = 256;
 
+/// Load keys of the long board, unless the environment says otherwise: a batch in which each job has its own context.
+const MANY_KEYS: usize = 10_000;
+
+/// Jobs handed in with one write.
+const AT_ONCE: usize = 1_000;
+
 /// Decisions timed.
 const ROUNDS: usize = 1_000;
 
@@ -49,6 +56,10 @@ const LIMITS: QueueLimits =
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(decisions());
+    let keys = std::env::var("FOREMAN_BENCH_KEYS").map_or(MANY_KEYS, |text| text.parse().unwrap());
+    for keys in [keys / 8, keys] {
+        runtime.block_on(many_keys(keys));
+    }
     workloads();
 }
 
@@ -79,7 +90,7 @@ async fn decisions() {
         std::hint::black_box(decide(&look(&store, &mut learning, &held, round).await));
         changing.push(began.elapsed().as_nanos());
     }
-    report("a whole decision (waiting_lanes, board, decide)", whole);
+    report("a whole decision (lanes_in_view, board, decide)", whole);
     report("the same just after a claim", changing);
     report("decide alone", alone);
     store.close().await;
@@ -88,11 +99,58 @@ async fn decisions() {
 /// What the worker sees.
 async fn look(store: &Store, learning: &mut Learning, held: &[Held], round: usize) -> Board {
     let now_ms = 1_000 + i64::try_from(round).unwrap();
-    let lanes = store.waiting_lanes(now_ms).await.unwrap();
-    let waiting: Vec<Waiting> = lanes.iter().filter_map(WaitingLane::ready).collect();
+    let of = ViewOf { held: held.to_vec(), ..ViewOf::default() };
+    let view = store.lanes_in_view(now_ms, of).await.unwrap();
+    let waiting: Vec<Waiting> = view.lanes.iter().filter_map(WaitingLane::ready).collect();
     assert!(waiting.len() >= KEYS.min(3), "the lanes are those of load keys");
     learning.see(held, &waiting, now_ms);
     learning.board(now_ms, &waiting, held, &NamesOnly, &Policy::default())
+}
+
+/// A queue in which each job has a key of its own.
+async fn many_keys(keys: usize) {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(&folder.path().join("foreman.db"), 0).unwrap();
+    let numbers: Vec<usize> = (0..keys).collect();
+    for numbers in numbers.chunks(AT_ONCE) {
+        let job = |number: &usize| NewJob { lane: own_lane(*number), ..job(KEYS * 2 + *number) };
+        store.admit_all(numbers.iter().map(job).collect(), LIMITS, 1).await.unwrap();
+    }
+    println!("{keys} waiting jobs, each for a load key of its own; times in microseconds");
+    let (mut learning, held, policy) = (learned(), held(), Policy::default());
+    let (mut whole, mut changing, mut looks, mut shown) = (vec![], vec![], vec![], vec![]);
+    for round in 0..ROUNDS.min(200) {
+        let began = Instant::now();
+        std::hint::black_box(decide(&look(&store, &mut learning, &held, round).await));
+        whole.push(began.elapsed().as_nanos());
+        let lane = own_lane(round);
+        for class in Class::ALL {
+            let claimed = store.claim(lane.clone(), class, Event::ClaimToWork, 2).await.unwrap();
+            std::hint::black_box(claimed);
+        }
+        let began = Instant::now();
+        std::hint::black_box(decide(&look(&store, &mut learning, &held, round).await));
+        changing.push(began.elapsed().as_nanos());
+        let began = Instant::now();
+        look(&store, &mut learning, &held, round).await;
+        let lane = own_lane(keys - 1 - round);
+        std::hint::black_box(store.due_before(lane, policy.max_wait_ms).await.unwrap());
+        looks.push(began.elapsed().as_nanos());
+        let began = Instant::now();
+        look(&store, &mut learning, &held, round).await;
+        let order = store.lanes_by_due(policy.max_wait_ms, 100).await.unwrap();
+        std::hint::black_box(store.overview(order, 100).await.unwrap());
+        shown.push(began.elapsed().as_nanos());
+    }
+    report("a whole decision (lanes_in_view, board, decide)", whole);
+    report("the same just after a claim", changing);
+    report("the place of a job (lanes_in_view, board, due_before)", looks);
+    report("what the status shows (the same, lanes_by_due, overview)", shown);
+    store.close().await;
+}
+
+fn own_lane(number: usize) -> String {
+    format!("llama3.0:8b-instruct-q4_k_m num_ctx={}", 10_000 + number)
 }
 
 /// As much as is ever learned about each key.
@@ -130,7 +188,12 @@ async fn fill(store: &Store, jobs: usize) {
 }
 
 async fn admit(store: &Store, number: usize) {
-    let job = NewJob {
+    let admission = store.admit(job(number), LIMITS, 1).await.unwrap();
+    assert!(matches!(admission, Admission::Admitted { .. }));
+}
+
+fn job(number: usize) -> NewJob {
+    NewJob {
         id: JobId(Ulid::generate()),
         dialect: Dialect::Chat,
         kind: Kind::Run,
@@ -146,9 +209,7 @@ async fn admit(store: &Store, number: usize) {
         ),
         // A million clients do not wait on a connection each.
         extras: Extras { is_async: true, ..Extras::default() },
-    };
-    let admission = store.admit(job, LIMITS, 1).await.unwrap();
-    assert!(matches!(admission, Admission::Admitted { .. }));
+    }
 }
 
 fn lane(number: usize) -> String {

@@ -2,7 +2,7 @@
 //! the jobs model by model.
 //!
 //! The map is in ARCHITECTURE.md; in short, imports go one way:
-//! [`domain`] (pure) → [`clock`], [`fail_point`], [`shutdown`], [`delay`], [`guard`], [`keys`], [`replay`], [`tls`], [`descriptors`] → [`store`], [`ollama`] →
+//! [`domain`] (pure) → [`clock`], [`fail_point`], [`shutdown`], [`delay`], [`guard`], [`keys`], [`replay`], [`tls`], [`descriptors`], [`liveness`] → [`store`], [`ollama`] →
 //! [`completion`], [`config`] → [`webhook`], [`worker`] → [`http`] → [`app`] → [`cli`].
 
 pub mod app;
@@ -19,6 +19,7 @@ pub mod fuzz;
 pub mod guard;
 pub mod http;
 pub mod keys;
+pub mod liveness;
 pub mod ollama;
 pub mod replay;
 pub mod shutdown;

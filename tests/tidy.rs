@@ -17,6 +17,7 @@ const ROOMS: &[Room] = &[
     Room { name: "keys", may_import: &["domain"], owns: &["subtle"] },
     Room { name: "replay", may_import: &["domain"], owns: &[] },
     Room { name: "descriptors", may_import: &[], owns: &["rustix::process"] },
+    Room { name: "liveness", may_import: &[], owns: &["rustix::net"] },
     Room { name: "tls", may_import: &[], owns: &["tokio_rustls", "rustls_native_certs"] },
     Room {
         name: "store",
@@ -25,7 +26,7 @@ const ROOMS: &[Room] = &[
     },
     Room {
         name: "ollama",
-        may_import: &["domain", "tls"],
+        may_import: &["domain", "liveness", "tls"],
         owns: &["hyper_util::client", "tower_service", "zstd"],
     },
     Room { name: "completion", may_import: &["domain", "store", "ollama"], owns: &[] },
@@ -63,6 +64,7 @@ const ROOMS: &[Room] = &[
             "shutdown",
             "guard",
             "keys",
+            "liveness",
             "replay",
             "store",
             "ollama",

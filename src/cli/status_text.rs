@@ -207,8 +207,10 @@ fn queue(page: &mut Page, document: &Value, now: i64) {
         ));
         blocked(page, &lane["blocked"], now);
     }
-    if lanes.len() > ROWS_MAX {
-        page.line(&format!("             and {} more", lanes.len() - ROWS_MAX));
+    let listed =
+        lanes.len() + usize::try_from(queue["lanes_more"].as_u64().unwrap_or(0)).unwrap_or(0);
+    if listed > ROWS_MAX {
+        page.line(&format!("             and {} more", listed - ROWS_MAX));
     }
 }
 

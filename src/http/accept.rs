@@ -12,6 +12,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::liveness;
 use crate::shutdown::Tasks;
 
 use super::answer::holding;
@@ -92,6 +93,10 @@ async fn connection(
     // Each chunk goes out as it comes: without this a token may wait 40 ms for an acknowledgement.
     if stream.set_nodelay(true).is_err() {
         return;
+    }
+    if let Err(fault) = liveness::detect_vanished_peer(&stream) {
+        // The connection may have ended already; otherwise it is served without this.
+        tracing::debug!(http.peer = %peer.address, error = %fault, "a connection is not watched");
     }
     let tasks = edge.tasks.clone();
     let seat = place.seat();

@@ -1,13 +1,15 @@
 //! Where a waiting job stands, and when it might begin: for whoever looks at it, and for the client that waits for it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Semaphore;
 
 use crate::domain::job::{JobId, State};
-use crate::store::{JobView, StoreError};
-use crate::worker::Forecast;
+use crate::domain::learning::Held;
+use crate::domain::schedule::Policy;
+use crate::store::{Extent, JobView, LanesInView, StoreError};
+use crate::worker::{Forecast, OfJob, Scene};
 
 use super::Edge;
 
@@ -18,12 +20,64 @@ pub(super) async fn forecast(edge: &Edge, job: &JobView, ahead_max: u32) -> Opti
     }
     let ahead = edge.store.ahead_in_lane(job.seq, ahead_max).await.ok()??;
     let now_ms = edge.clock.now_ms();
+    let (held, policy) = (edge.residency.held(), edge.config.policy());
     // The worker asks the same, on the same readers: a crowd of lookers must not stand before it.
     let place = edge.status_places.acquire().await.ok()?;
-    let waiting = edge.store.waiting_lanes(now_ms).await.ok()?;
+    let view = edge
+        .store
+        .lanes_in_view(now_ms, edge.worker.view_of(held.clone(), &edge.inventory, now_ms))
+        .await;
+    let view = view.ok()?;
+    let due_before = match view.extent {
+        Extent::Whole => None,
+        Extent::Part => edge.store.due_before(job.lane.clone(), policy.max_wait_ms).await.ok()?,
+    };
     drop(place);
+    let (inventory, lane) = (&edge.inventory, job.lane.as_str());
+    let scene = Scene { now_ms, view: &view, held: &held, inventory, policy: &policy };
+    edge.worker.forecast(&scene, &OfJob { lane, ahead, due_before })
+}
+
+/// The order of service, and what it was made of.
+pub(super) struct ServiceOrder {
+    /// The first lanes in the order in which they would be served if nothing else arrived.
+    pub(super) order: Vec<String>,
+    view: LanesInView,
+    held: Vec<Held>,
+    now_ms: i64,
+}
+
+impl ServiceOrder {
+    /// What it was made of, for more questions about it.
+    pub(super) fn scene<'a>(&'a self, edge: &'a Edge, policy: &'a Policy) -> Scene<'a> {
+        let (view, held, inventory) = (&self.view, self.held.as_slice(), &edge.inventory);
+        Scene { now_ms: self.now_ms, view, held, inventory, policy }
+    }
+}
+
+/// The order of service: all lanes of a queue of few, else at least `lanes_max` where there are as many.
+pub(super) async fn service_order(
+    edge: &Edge,
+    now_ms: i64,
+    lanes_max: usize,
+) -> Result<ServiceOrder, StoreError> {
     let (held, policy) = (edge.residency.held(), edge.config.policy());
-    edge.worker.forecast(now_ms, &waiting, &held, (&edge.inventory, &policy), (&job.lane, ahead))
+    let view = edge
+        .store
+        .lanes_in_view(now_ms, edge.worker.view_of(held.clone(), &edge.inventory, now_ms))
+        .await?;
+    let inventory = &edge.inventory;
+    let scene = Scene { now_ms, view: &view, held: &held, inventory, policy: &policy };
+    let mut order = edge.worker.service_order(&scene);
+    match view.extent {
+        Extent::Whole => (),
+        Extent::Part => {
+            let first: HashSet<String> = order.iter().cloned().collect();
+            let due = edge.store.lanes_by_due(policy.max_wait_ms, lanes_max).await?;
+            order.extend(due.into_iter().filter(|lane| !first.contains(lane)));
+        }
+    }
+    Ok(ServiceOrder { order, view, held, now_ms })
 }
 
 /// Places that are known: far more than anybody waits for patiently.
@@ -89,9 +143,7 @@ pub(super) async fn place_in_queue(edge: &Edge, id: JobId) -> Option<u64> {
 }
 
 async fn look(edge: &Edge, now_ms: i64) -> Result<HashMap<String, u64>, StoreError> {
-    let waiting = edge.store.waiting_lanes(now_ms).await?;
-    let (held, policy) = (edge.residency.held(), edge.config.policy());
-    let order = edge.worker.service_order(now_ms, &waiting, &held, &edge.inventory, &policy);
+    let order = service_order(edge, now_ms, PLACES_MAX).await?.order;
     let overview = edge.store.overview(order, PLACES_MAX).await?;
     let ready = overview.waiting.into_iter().filter(|job| job.not_before_ms == 0);
     Ok(ready.map(|job| job.id).zip(1..).collect())

@@ -10,10 +10,11 @@ use crate::domain::job::{Class, State};
 use crate::domain::schedule::Lane;
 use crate::ollama::health::Upstream;
 use crate::store::{LaneSummary, OpenJob, Overview, StoreError};
-use crate::worker::{BlockedLane, QueueView};
+use crate::worker::{BlockedLane, Scene};
 
 use super::Edge;
 use super::caller::Caller;
+use super::forecast::service_order;
 
 /// Jobs that ran by which the loads are judged.
 const JOBS_JUDGED_MAX: usize = 1_000;
@@ -26,18 +27,15 @@ pub(super) async fn status(edge: &Edge, caller: &Caller) -> Result<Value, StoreE
     let own = caller.sees_only();
     let sees_all = own.is_none();
     let now_ms = edge.clock.now_ms();
-    let waiting_lanes = edge.store.waiting_lanes(now_ms).await?;
-    let policy = edge.config.policy();
     let webhooks = edge.store.delivery_counts().await?;
-    let held = edge.residency.held();
-    let order = edge.worker.service_order(now_ms, &waiting_lanes, &held, &edge.inventory, &policy);
+    let queue = service_order(edge, now_ms, JOBS_LISTED_MAX).await?;
+    let policy = edge.config.policy();
+    let scene = queue.scene(edge, &policy);
     let overview = match own {
         Some(owner) => edge.store.overview_of(owner, JOBS_LISTED_MAX).await?,
-        None => edge.store.overview(order.clone(), JOBS_LISTED_MAX).await?,
+        None => edge.store.overview(queue.order.clone(), JOBS_LISTED_MAX).await?,
     };
-    let view =
-        QueueView { waiting: &waiting_lanes, inventory: &edge.inventory, policy: &policy, now_ms };
-    let depth: u64 = overview.lanes.iter().map(|lane| lane.depth).sum();
+    let depth = overview.depth;
     Ok(json!({
         "service": "foreman",
         "version": env!("CARGO_PKG_VERSION"),
@@ -54,11 +52,12 @@ pub(super) async fn status(edge: &Edge, caller: &Caller) -> Result<Value, StoreE
             "scheduled": stored(&overview, State::Queued).saturating_sub(depth),
             "lingering": edge.lingering.len(),
             "lanes": if sees_all {
-                let blocked = |lane: &str| blocked(edge, view, lane);
-                lanes(&overview.lanes, &order, blocked, now_ms)
+                let blocked = |lane: &str| blocked(edge, &scene, lane);
+                lanes(&overview.lanes, &queue.order, blocked, now_ms)
             } else {
                 Vec::new()
             },
+            "lanes_more": if sees_all { overview.lanes_more } else { 0 },
             "jobs": waiting(&overview.waiting, now_ms),
         },
         "disk": disk(edge),
@@ -207,8 +206,8 @@ fn broken(edge: &Edge, now_ms: i64) -> Vec<Value> {
 }
 
 /// Why a lane is not served; null where only its turn has not come.
-fn blocked(edge: &Edge, view: QueueView<'_>, lane: &str) -> Value {
-    let blocked = Lane::from_text(lane).and_then(|lane| edge.worker.blocked(&lane, view));
+fn blocked(edge: &Edge, scene: &Scene<'_>, lane: &str) -> Value {
+    let blocked = Lane::from_text(lane).and_then(|lane| edge.worker.blocked(&lane, scene));
     blocked.as_ref().map_or(Value::Null, why_blocked)
 }
 

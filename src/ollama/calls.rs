@@ -11,7 +11,7 @@ use hyper::header::CONTENT_TYPE;
 use hyper::{Method, Request};
 use serde_json::{Map, Value, json};
 
-use crate::domain::model::{LoadKey, ModelName};
+use crate::domain::model::{ModelName, RunnerOptions};
 
 use super::client::{Ollama, SendError, empty_body, full_body};
 use super::show::{self, Shown};
@@ -92,6 +92,17 @@ pub struct TagsModel {
     pub is_remote: bool,
     /// The size of its weights in bytes, where told.
     pub size_bytes: Option<i64>,
+    /// The context its weights were trained with, where told.
+    pub trained_context: Option<i64>,
+}
+
+/// A load of foreman's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoadRequest {
+    /// The name as Ollama spells it. `/api/ps` shows the runner under it.
+    pub name: String,
+    /// What the runner is started with, laid over the options of the name's file.
+    pub options: RunnerOptions,
 }
 
 impl Ollama {
@@ -146,18 +157,13 @@ impl Ollama {
         Ok((reply.status == 200).then(|| show::read(&reply.body, &model.digest)).flatten())
     }
 
-    /// Makes a key resident with an empty generate request that carries exactly the key's runner options and the pin
+    /// Makes a key resident with an empty generate request that carries exactly these runner options and the pin
     /// (`keep_alive: -1` as a JSON number; the string is refused). Returns when it is loaded.
     ///
     /// # Errors
     /// Any [`SendError`]. An HTTP error is a [`Reply`], not an error.
-    pub async fn load(
-        &self,
-        name: &str,
-        key: &LoadKey,
-        limit: Duration,
-    ) -> Result<Reply, SendError> {
-        self.post("/api/generate", &load_body(name, key), limit).await
+    pub async fn load(&self, load: &LoadRequest, limit: Duration) -> Result<Reply, SendError> {
+        self.post("/api/generate", &load_body(load), limit).await
     }
 
     /// Makes an embedding model resident: an embed request without input.
@@ -243,8 +249,8 @@ pub fn error_text(body: &[u8]) -> String {
     told.unwrap_or_else(|| String::from_utf8_lossy(body).trim().to_owned())
 }
 
-fn load_body(name: &str, key: &LoadKey) -> Value {
-    let options = key.options;
+fn load_body(load: &LoadRequest) -> Value {
+    let LoadRequest { name, options } = load;
     let numbers = [
         ("num_ctx", options.num_ctx),
         ("num_batch", options.num_batch),
@@ -297,6 +303,7 @@ fn tags_model(entry: &Value) -> Option<TagsModel> {
         capabilities: texts(&entry["capabilities"]),
         is_remote,
         size_bytes: entry["size"].as_i64(),
+        trained_context: show::tokens(&entry["details"]["context_length"]),
     })
 }
 
@@ -309,26 +316,24 @@ pub(super) fn texts(value: &Value) -> Option<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::model::RunnerOptions;
 
     #[test]
     fn a_load_carries_exactly_the_keys_options_and_a_numeric_pin() {
-        let model = ModelName::parse("llama3").unwrap().name;
         let options = RunnerOptions {
             num_ctx: Some(8192),
             use_mmap: Some(false),
             shift: Some(false),
             ..RunnerOptions::default()
         };
-        let body = load_body("llama3:latest", &LoadKey::new(model.clone(), options));
+        let load = |name: &str, options| load_body(&LoadRequest { name: name.to_owned(), options });
+        let body = load("llama3:latest", options);
         let expected = json!({
             "model": "llama3:latest", "keep_alive": -1, "stream": false, "shift": false,
             "options": { "num_ctx": 8192, "use_mmap": false },
         });
         assert_eq!(body, expected);
-        let plain = LoadKey::new(model, RunnerOptions::default());
         assert_eq!(
-            load_body("llama3", &plain),
+            load("llama3", RunnerOptions::default()),
             json!({ "model": "llama3", "keep_alive": -1, "stream": false })
         );
     }

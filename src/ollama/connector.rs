@@ -12,16 +12,11 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tower_service::Service;
 
+use crate::liveness;
 use crate::tls::{self, TlsStream};
 
 /// A laptop that sleeps does not answer a connect at all; a live host on a home network answers in milliseconds.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-
-/// A host that sleeps or loses power says no goodbye, and an unstreamed answer may be silent for minutes: the system asks
-/// the other side's kernel whether it is still there, and ends the connection after about a minute without an answer.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-const KEEPALIVE_RETRIES: u32 = 3;
 
 /// Why there is no connection.
 type Fault = Box<dyn std::error::Error + Send + Sync>;
@@ -46,9 +41,6 @@ impl Connector {
         let mut tcp = HttpConnector::new();
         tcp.set_nodelay(true);
         tcp.set_connect_timeout(Some(CONNECT_LIMIT));
-        tcp.set_keepalive(Some(KEEPALIVE_IDLE));
-        tcp.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
-        tcp.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
         // It is asked for a host and a port, and does not mind what is spoken there.
         tcp.enforce_http(false);
         Connector { tcp, tls }
@@ -69,6 +61,10 @@ impl Service<Uri> for Connector {
         let tls = self.tls.clone();
         Box::pin(async move {
             let stream = connecting.await?;
+            // An unstreamed answer may be silent for minutes, so silence alone does not show that the host is gone.
+            if let Err(fault) = liveness::detect_vanished_peer(stream.inner()) {
+                tracing::debug!(error = %fault, "the system does not watch over a connection to ollama");
+            }
             match tls {
                 None => Ok(Link::Plain(stream)),
                 Some(Secured { client, peer }) => {

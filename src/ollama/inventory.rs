@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::domain::model::{Aliases, LoadKey, ModelName, RunnerOptions};
+use crate::domain::model::{Aliases, LoadKey, ModelName, Modelfile, RunnerOptions};
 
-use super::calls::{PsModel, TagsModel};
+use super::calls::{LoadRequest, PsModel, TagsModel};
 use super::client::{Ollama, SendError};
 use super::show::Shown;
 
@@ -124,6 +124,17 @@ impl Inventory {
     /// The same by what is known now. Never waits.
     pub fn known_load_key(&self, model: &ModelName, asked: RunnerOptions) -> LoadKey {
         self.aliases().load_key(model, asked)
+    }
+
+    /// How to make `key` resident for a job of the name `asked`: under that name, so that the job's client finds it in
+    /// `/api/ps`; under the key's own where that would make another runner.
+    pub fn load_request(&self, asked: &str, key: &LoadKey) -> LoadRequest {
+        let aliases = self.aliases();
+        let asked = ModelName::parse(asked).ok().map(|parsed| parsed.name);
+        let as_asked = asked.and_then(|name| Some((aliases.options_to_load_as(&name, key)?, name)));
+        let (options, name) = as_asked.unwrap_or_else(|| (key.options, key.model.clone()));
+        let display = self.find(&name).map_or_else(|| name.to_string(), |entry| entry.display);
+        LoadRequest { name: display, options }
     }
 
     /// What an installed model can do: from the tags, else from its show. `None` where unknown. Waits as
@@ -256,7 +267,11 @@ impl Known {
     }
 
     fn find_aliases(&self) {
-        let file = |model: &TagsModel| self.shown.get(&model.digest)?.as_ref()?.modelfile.clone();
+        let file = |model: &TagsModel| {
+            let file = self.shown.get(&model.digest)?.as_ref()?.modelfile.clone()?;
+            let trained_context = file.trained_context.or(model.trained_context);
+            Some(Modelfile { trained_context, ..file })
+        };
         let models = self.by_name.iter();
         let models = models.filter_map(|(name, model)| Some((name.clone(), file(model)?)));
         let aliases = Aliases::of(models.collect(), &self.settled);

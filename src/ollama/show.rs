@@ -31,6 +31,7 @@ pub fn read(body: &[u8], manifest: &str) -> Option<Shown> {
         options: options(value["parameters"].as_str().unwrap_or_default()),
         shifts_by_default: !is_of_family(&value["details"], FAMILY_WITHOUT_SHIFT),
         has_vision: capabilities.iter().flatten().any(|item| item == "vision"),
+        trained_context: trained_context(&value["model_info"]),
     });
     Some(Shown { capabilities, modelfile })
 }
@@ -38,6 +39,17 @@ pub fn read(body: &[u8], manifest: &str) -> Option<Shown> {
 fn is_of_family(details: &Value, family: &str) -> bool {
     let families = details["families"].as_array().into_iter().flatten();
     families.chain([&details["family"]]).any(|item| item == family)
+}
+
+/// The context length that the weights state, under the name of their architecture.
+fn trained_context(info: &Value) -> Option<i64> {
+    let architecture = info["general.architecture"].as_str()?;
+    tokens(&info[format!("{architecture}.context_length")])
+}
+
+/// A number of tokens; `None` for what is none.
+pub(super) fn tokens(value: &Value) -> Option<i64> {
+    value.as_i64().filter(|tokens| *tokens > 0)
 }
 
 /// The files at the head of the text. Where it names no blob (a model that is not GGUF, a form of a later version), or an
@@ -129,6 +141,26 @@ mod tests {
         assert_eq!(file.weights, Weights(vec![model(blob)]));
         assert_eq!(file.options, RunnerOptions { num_ctx: Some(2048), ..RunnerOptions::default() });
         assert!(file.shifts_by_default && !file.has_vision);
+        assert_eq!(file.trained_context, Some(32_768));
+    }
+
+    #[test]
+    fn the_trained_context_is_that_of_the_architecture() {
+        let context = |info: Value| {
+            let value = json!({ "modelfile": "", "model_info": info });
+            shown(&value).modelfile.unwrap().trained_context
+        };
+        let info = json!({ "general.architecture": "gemma3", "clip.context_length": 77, "gemma3.context_length": 131_072 });
+        assert_eq!(context(info), Some(131_072));
+        for info in [
+            json!(null),
+            json!({ "general.architecture": "x" }),
+            json!({ "llama.context_length": 8192 }),
+            json!({ "general.architecture": "x", "x.context_length": 0 }),
+            json!({ "general.architecture": "x", "x.context_length": "8192" }),
+        ] {
+            assert_eq!(context(info.clone()), None, "{info}");
+        }
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! What waits, for the worker's decision: for each lane and class how many, and which of them has been ready longest.
 //! Which is served next is told by [`super::turns`]. Never reads more than a few index entries for each lane, however many
-//! jobs wait. Called by the worker, and by the other queries of this room.
+//! jobs wait. Called by the other queries of this room; which of many lanes are looked at is told by [`super::board`].
 
-use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, Params, Row, Statement, Transaction, params};
 
 use crate::domain::job::Class;
 use crate::domain::learning::Waiting;
@@ -50,21 +50,33 @@ impl WaitingLane {
 }
 
 impl Store {
-    /// What waits, one entry for each lane and class in which jobs wait, by lane and then by class name. Costs a few index
-    /// look-ups for each, whatever the depth. Jobs whose delay is over are made ready first, by one write that survives
-    /// kill -9; it costs one index entry for each of them, once.
+    /// What waits, one entry for each lane and class in which jobs wait, by lane and then by class name: all of it, so it costs
+    /// a step for each. Jobs whose delay is over are made ready first, by one write that survives kill -9; it costs one index
+    /// entry for each of them, once.
     ///
     /// # Errors
     /// Any of the store's.
     pub async fn waiting_lanes(&self, now_ms: i64) -> Result<Vec<WaitingLane>, StoreError> {
-        let caps = self.caps();
-        let seen = self.read(move |tx| look(tx, &caps, now_ms)).await?;
-        if let Seen::Lanes(lanes) = seen {
-            return Ok(lanes);
+        self.see(now_ms, waiting_lanes).await
+    }
+
+    /// Looks at what waits, with no delay left that is over.
+    pub(super) async fn see<T, F>(&self, now_ms: i64, look: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: Fn(&Connection, &Caps, i64) -> Result<T, StoreError> + Clone + Send + 'static,
+    {
+        let (caps, first) = (self.caps(), look.clone());
+        let seen = self.read(move |tx| match are_delays_over(tx, now_ms)? {
+            true => Ok(None),
+            false => first(tx, &caps, now_ms).map(Some),
+        });
+        if let Some(seen) = seen.await? {
+            return Ok(seen);
         }
         let caps = self.caps();
         self.write(Durability::Process, move |tx| end_delays(tx, now_ms)).await?;
-        self.read(move |tx| waiting_lanes(tx, &caps, now_ms)).await
+        self.read(move |tx| look(tx, &caps, now_ms)).await
     }
 
     /// Makes no waiting job ready later than now: for a clock that was set back, by which nothing would be due for as long as
@@ -102,11 +114,6 @@ const DELAY_MS_MAX: i64 = 120_000;
 /// follows with the next look.
 const ENDED_MAX: u32 = 2_000;
 
-/// The job of a lane and a class that has been ready longest.
-pub(super) const HEAD: &str = "SELECT seq, ready_at_ms FROM job INDEXED BY job_oldest
-    WHERE state = 'queued' AND not_before_ms = 0 AND lane = ?1 AND class = ?2
-    ORDER BY ready_at_ms, seq LIMIT 1";
-
 /// Delays and schedules that are over, and delays that cannot be: given while the clock was ahead.
 pub(super) const DELAYS_OVER: [&str; 2] = [
     "job INDEXED BY job_delayed WHERE state = 'queued' AND not_before_ms <> 0 AND not_before_ms <= ?1",
@@ -120,22 +127,21 @@ pub(super) const NEXT_READY: &str = "SELECT not_before_ms FROM job INDEXED BY jo
 
 /// One row for each lane and class.
 pub(super) const WAITING: &str =
-    "SELECT lane, class, jobs, delayed FROM waiting ORDER BY lane, class";
+    "SELECT waiting.lane, waiting.class, jobs, delayed, seq, ready_at_ms
+    FROM waiting LEFT JOIN head USING (lane, class) ORDER BY waiting.lane, waiting.class";
 
-enum Seen {
-    Lanes(Vec<WaitingLane>),
-    /// There are delays to be ended first.
-    DelaysOver,
-}
+/// Those of one lane.
+pub(super) const OF_LANE: &str =
+    "SELECT waiting.lane, waiting.class, jobs, delayed, seq, ready_at_ms
+    FROM waiting LEFT JOIN head USING (lane, class) WHERE waiting.lane = ?1 ORDER BY waiting.class";
 
-fn look(tx: &Transaction<'_>, caps: &Caps, now_ms: i64) -> Result<Seen, StoreError> {
+fn are_delays_over(tx: &Transaction<'_>, now_ms: i64) -> Result<bool, StoreError> {
     for (over, bound_ms) in DELAYS_OVER.into_iter().zip(delay_bounds(now_ms)) {
-        let sql = delays_over(over);
-        if tx.prepare_cached(&sql)?.exists([bound_ms])? {
-            return Ok(Seen::DelaysOver);
+        if tx.prepare_cached(&delays_over(over))?.exists([bound_ms])? {
+            return Ok(true);
         }
     }
-    Ok(Seen::Lanes(waiting_lanes(tx, caps, now_ms)?))
+    Ok(false)
 }
 
 fn delay_bounds(now_ms: i64) -> [i64; 2] {
@@ -164,25 +170,27 @@ fn waiting_lanes(
     now_ms: i64,
 ) -> Result<Vec<WaitingLane>, StoreError> {
     let capped = Capped::now(tx, caps)?;
-    let mut heads = Heads::prepare(tx)?;
-    let mut lanes = Vec::new();
-    for mut count in counts(tx)? {
-        let passed_over = match &capped {
-            Some(capped) => passed_over(tx, &count, capped)?,
-            None => 0,
-        };
-        count.jobs = count.jobs.saturating_sub(passed_over);
-        let head = match &capped {
-            _ if count.jobs <= count.delayed => None,
-            Some(capped) if passed_over > 0 => head_beside(tx, &count, capped)?,
-            Some(_) | None => heads.find(&count.lane, count.class)?,
-        };
-        // A clock that was set back must not leave it in the future.
-        let head =
-            head.map(|head| WaitingHead { ready_at_ms: head.ready_at_ms.min(now_ms), ..head });
-        lanes.push(WaitingLane { lane: count.lane, class: count.class, jobs: count.jobs, head });
-    }
-    Ok(lanes)
+    let waiting = |count| waiting_lane(tx, count, capped.as_ref(), now_ms);
+    counts(tx)?.into_iter().map(waiting).collect()
+}
+
+/// What may run of what is counted.
+pub(super) fn waiting_lane(
+    tx: &Connection,
+    mut count: Count,
+    capped: Option<&Capped>,
+    now_ms: i64,
+) -> Result<WaitingLane, StoreError> {
+    let passed_over = capped.map_or(Ok(0), |capped| passed_over(tx, &count, capped))?;
+    count.jobs = count.jobs.saturating_sub(passed_over);
+    let head = match capped {
+        _ if count.jobs <= count.delayed => None,
+        Some(capped) if passed_over > 0 => head_beside(tx, &count, capped)?,
+        Some(_) | None => count.head,
+    };
+    // A clock that was set back must not leave it in the future.
+    let head = head.map(|head| WaitingHead { ready_at_ms: head.ready_at_ms.min(now_ms), ..head });
+    Ok(WaitingLane { lane: count.lane, class: count.class, jobs: count.jobs, head })
 }
 
 /// Clients among which the longest ready job is looked for where some are passed over. Those come first whose turn is next;
@@ -223,20 +231,37 @@ pub(super) struct Count {
     pub(super) class: Class,
     pub(super) jobs: u64,
     pub(super) delayed: u64,
+    /// The one that has been ready longest, if any is ready.
+    pub(super) head: Option<WaitingHead>,
 }
 
 /// How many wait, by lane and then by the name of the class.
 pub(super) fn counts(tx: &Connection) -> Result<Vec<Count>, StoreError> {
     let mut statement = tx.prepare_cached(WAITING)?;
-    let mut found = statement.query([])?;
+    read_counts(&mut statement, [])
+}
+
+/// The same of one lane.
+pub(super) fn counts_of_lane(tx: &Connection, lane: &str) -> Result<Vec<Count>, StoreError> {
+    let mut statement = tx.prepare_cached(OF_LANE)?;
+    read_counts(&mut statement, [lane])
+}
+
+fn read_counts(
+    statement: &mut Statement<'_>,
+    bounds: impl Params,
+) -> Result<Vec<Count>, StoreError> {
+    let mut found = statement.query(bounds)?;
     let mut counts = Vec::new();
     while let Some(row) = found.next()? {
         let class: String = row.get(1)?;
+        let head: Option<(i64, i64)> = row.get::<_, Option<i64>>(4)?.zip(row.get(5)?);
         counts.push(Count {
             lane: row.get(0)?,
             class: rows::class(&class)?,
             jobs: rows::count(row.get(2)?),
             delayed: rows::count(row.get(3)?),
+            head: head.map(|(seq, ready_at_ms)| WaitingHead { seq, ready_at_ms }),
         });
     }
     Ok(counts)
@@ -259,25 +284,6 @@ pub(super) fn ready_above(tx: &Connection, lane: &str, class: Class) -> Result<u
         above = above.saturating_add(jobs.map_or(0, rows::count));
     }
     Ok(above)
-}
-
-/// Looks for the longest ready job of a lane and class, many times in one transaction.
-pub(super) struct Heads<'tx> {
-    statement: CachedStatement<'tx>,
-}
-
-impl<'tx> Heads<'tx> {
-    pub(super) fn prepare(tx: &'tx Connection) -> Result<Heads<'tx>, StoreError> {
-        Ok(Heads { statement: tx.prepare_cached(HEAD)? })
-    }
-
-    pub(super) fn find(
-        &mut self,
-        lane: &str,
-        class: Class,
-    ) -> Result<Option<WaitingHead>, StoreError> {
-        Ok(self.statement.query_row(params![lane, class.name()], waiting_head).optional()?)
-    }
 }
 
 fn waiting_head(row: &Row<'_>) -> rusqlite::Result<WaitingHead> {

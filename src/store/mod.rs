@@ -6,6 +6,7 @@
 
 mod admission;
 mod answers;
+mod board;
 mod by_hand;
 mod deadlines;
 mod deliveries;
@@ -46,6 +47,7 @@ pub use admission::{
     Webhook,
 };
 pub use answers::{Answer, AnswerBody};
+pub use board::{DueBefore, Extent, LanesInView, ViewOf};
 pub use by_hand::{Cancellation, Dropping, MANY_MAX, Many, Reopening, Which};
 pub use deliveries::{DeliveryState, ManyResent, Resending, Try, Undelivered};
 pub use error::StoreError;

@@ -1,13 +1,15 @@
 //! The overview for `foreman status`: lanes, jobs in flight, the next waiting jobs, in one read transaction. Costs a
 //! few index look-ups for each lane and each job listed, however many wait. Called by `http`.
 
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
 use rusqlite::{OptionalExtension, Params, Row, Statement, Transaction, params};
 
 use crate::domain::job::Class;
 
 use super::Store;
 use super::error::StoreError;
-use super::lanes::{self, Count, Heads};
+use super::lanes::{self, Count};
 use super::{rows, turns};
 
 /// A lane of the queue, for people.
@@ -60,11 +62,18 @@ pub struct OpenJob {
     pub last_error: Option<String>,
 }
 
+/// Lanes summed up one by one. Beyond that it is their number that says something.
+const LANES_MAX: usize = 100;
+
 /// The whole picture in one read transaction.
 #[derive(Debug, Clone, Default)]
 pub struct Overview {
-    /// Lanes of the queue, by name.
+    /// The first lanes of the queue in the order of service, by name; at most [`LANES_MAX`].
     pub lanes: Vec<LaneSummary>,
+    /// How many lanes there are besides.
+    pub lanes_more: u64,
+    /// How many jobs wait, in all lanes.
+    pub depth: u64,
     /// Jobs in flight.
     pub live: Vec<OpenJob>,
     /// The next waiting jobs: those that are ready in the order of service, then the others by when they will be.
@@ -138,37 +147,50 @@ fn overview(
         .query_map([], |row| Ok((row.get(0)?, rows::count(row.get(1)?))))?
         .collect::<Result<Vec<_>, _>>()?;
     let mut live = tx.prepare_cached(&open_jobs_sql(LIVE, "seq"))?;
+    let (lanes, depth): (i64, i64) =
+        tx.prepare_cached(IN_ALL)?.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let summed_up = summaries(tx, order)?;
+    let shown = u64::try_from(summed_up.len()).unwrap_or(u64::MAX);
     Ok(Overview {
-        lanes: summaries(tx)?,
+        lanes: summed_up,
+        lanes_more: rows::count(lanes).saturating_sub(shown),
+        depth: rows::count(depth),
         live: open_jobs(&mut live, [rows::to_column(jobs_max)])?,
         waiting: waiting(tx, order, jobs_max)?,
         jobs_by_state,
     })
 }
 
-fn summaries(tx: &Transaction<'_>) -> Result<Vec<LaneSummary>, StoreError> {
-    let mut heads = Heads::prepare(tx)?;
-    let counts = lanes::counts(tx)?;
-    counts
-        .chunk_by(|one, next| one.lane == next.lane)
-        .map(|of_lane| summary(tx, of_lane, &mut heads))
-        .collect()
+/// How many lanes there are, and how many jobs wait in them.
+const IN_ALL: &str = "SELECT COUNT(DISTINCT lane), COALESCE(SUM(jobs), 0) FROM waiting";
+
+/// The first lanes by name.
+const BY_NAME: &str = "SELECT DISTINCT lane FROM waiting ORDER BY lane LIMIT ?1";
+
+/// Those of the lanes in `order`, then others by name, as far as there is room.
+fn summaries(tx: &Transaction<'_>, order: &[String]) -> Result<Vec<LaneSummary>, StoreError> {
+    let mut by_name = tx.prepare_cached(BY_NAME)?;
+    let by_name = by_name.query_map([rows::to_column(LANES_MAX)], |row| row.get(0))?;
+    let by_name = by_name.collect::<Result<Vec<String>, _>>()?;
+    let mut summed_up: BTreeMap<&str, LaneSummary> = BTreeMap::new();
+    for lane in order.iter().take(LANES_MAX).chain(&by_name) {
+        if summed_up.len() >= LANES_MAX || summed_up.contains_key(lane.as_str()) {
+            continue;
+        }
+        let counts = lanes::counts_of_lane(tx, lane)?;
+        if !counts.is_empty() {
+            summed_up.insert(lane, summary(tx, lane, &counts)?);
+        }
+    }
+    Ok(summed_up.into_values().collect())
 }
 
 /// The summary of one lane from its counts by class.
-fn summary(
-    tx: &Transaction<'_>,
-    counts: &[Count],
-    heads: &mut Heads<'_>,
-) -> Result<LaneSummary, StoreError> {
-    let lane = counts.first().map_or("", |count| &count.lane).to_owned();
-    let mut oldest: Option<i64> =
-        tx.prepare_cached(OLDEST_DELAYED)?.query_row([&lane], |row| row.get(0)).optional()?;
-    for count in counts {
-        let head = heads.find(&lane, count.class)?.map(|head| head.seq);
-        oldest = oldest.into_iter().chain(head).min();
-    }
-    let oldest_seq = oldest.ok_or_else(|| {
+fn summary(tx: &Transaction<'_>, lane: &str, counts: &[Count]) -> Result<LaneSummary, StoreError> {
+    let delayed: Option<i64> =
+        tx.prepare_cached(OLDEST_DELAYED)?.query_row([lane], |row| row.get(0)).optional()?;
+    let heads = counts.iter().filter_map(|count| Some(count.head?.seq));
+    let oldest_seq = heads.chain(delayed).min().ok_or_else(|| {
         StoreError::Strange(format!("lane {lane:?} counts jobs that are not there"))
     })?;
     let oldest_at_ms = tx
@@ -178,7 +200,7 @@ fn summary(
         counts.iter().map(|count| (count.class, count.jobs)).collect();
     by_class.sort_unstable();
     Ok(LaneSummary {
-        lane,
+        lane: lane.to_owned(),
         depth: counts.iter().map(|count| count.jobs).sum(),
         delayed: counts.iter().map(|count| count.delayed).sum(),
         oldest_seq,
@@ -187,27 +209,42 @@ fn summary(
     })
 }
 
-/// The next waiting jobs, class by class in each lane.
+/// The lanes with ready jobs, by name.
+const READY_BY_NAME: &str = "SELECT DISTINCT lane FROM head ORDER BY lane";
+
+/// The next waiting jobs, class by class in each lane: in those of `order` first, then in the others by name.
 fn waiting(
     tx: &Transaction<'_>,
     order: &[String],
     jobs_max: usize,
 ) -> Result<Vec<OpenJob>, StoreError> {
-    let mut counts = lanes::counts(tx)?;
-    let place = |lane: &str| order.iter().position(|other| other == lane).unwrap_or(usize::MAX);
-    counts.sort_by_cached_key(|count| (place(&count.lane), count.lane.clone(), count.class));
     let mut seqs = Vec::new();
-    for count in counts {
-        let room = jobs_max.saturating_sub(seqs.len());
-        if room == 0 {
-            break;
+    let mut take = |lane: &str| -> Result<bool, StoreError> {
+        for class in Class::ALL {
+            let room = jobs_max.saturating_sub(seqs.len());
+            if room == 0 {
+                break;
+            }
+            seqs.extend(turns::first_jobs(tx, lane, class, room)?);
         }
-        seqs.extend(turns::first_jobs(tx, &count.lane, count.class, room)?);
+        Ok(seqs.len() < jobs_max)
+    };
+    let mut has_room = jobs_max > 0;
+    for lane in order {
+        has_room = has_room && take(lane)?;
+    }
+    let mut others = tx.prepare_cached(READY_BY_NAME)?;
+    let mut others = others.query([])?;
+    let known: BTreeSet<&String> = order.iter().collect();
+    while has_room && let Some(row) = others.next()? {
+        let lane: String = row.get(0)?;
+        has_room = known.contains(&lane) || take(&lane)?;
     }
     let numbers: Vec<String> = seqs.iter().map(ToString::to_string).collect();
     let ready = open_jobs_sql(&format!("job WHERE seq IN ({})", numbers.join(",")), "seq");
     let mut jobs = open_jobs(&mut tx.prepare(&ready)?, [rows::to_column(jobs_max)])?;
-    jobs.sort_by_cached_key(|job| seqs.iter().position(|seq| *seq == job.seq));
+    let places: HashMap<i64, usize> = seqs.iter().copied().zip(0..).collect();
+    jobs.sort_by_key(|job| places.get(&job.seq).copied());
     let room = jobs_max.saturating_sub(jobs.len());
     let mut delayed = tx.prepare_cached(&open_jobs_sql(DELAYED, "not_before_ms, seq"))?;
     jobs.extend(open_jobs(&mut delayed, [rows::to_column(room)])?);

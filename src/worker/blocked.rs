@@ -2,25 +2,12 @@
 
 use crate::domain::learning::{BlockedBecause, OpenBreaker};
 use crate::domain::model::LoadKey;
-use crate::domain::schedule::{Lane, Policy};
+use crate::domain::schedule::Lane;
 use crate::ollama::inventory::Inventory;
-use crate::store::WaitingLane;
 
 use super::WorkerHandle;
+use super::forecast::Scene;
 use super::mind::Installed;
-
-/// What a look at the queue goes by.
-#[derive(Clone, Copy)]
-pub struct QueueView<'a> {
-    /// What waits.
-    pub waiting: &'a [WaitingLane],
-    /// What is installed.
-    pub inventory: &'a Inventory,
-    /// The rules.
-    pub policy: &'a Policy,
-    /// Now.
-    pub now_ms: i64,
-}
 
 /// What stands in a lane's way.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,11 +22,11 @@ pub struct BlockedLane {
 
 impl WorkerHandle {
     /// Why the key of a lane is not loaded now; `None` if it may be.
-    pub fn blocked(&self, lane: &Lane, view: QueueView<'_>) -> Option<BlockedLane> {
-        let QueueView { waiting, inventory, policy, now_ms } = view;
+    pub fn blocked(&self, lane: &Lane, scene: &Scene<'_>) -> Option<BlockedLane> {
+        let Scene { inventory, policy, now_ms, .. } = *scene;
         let key = lane.key()?;
         let text = lane.to_string();
-        let heads = waiting.iter().filter(|waiting| waiting.lane == text);
+        let heads = scene.view.lanes.iter().filter(|waiting| waiting.lane == text);
         let due_at_ms = heads
             .filter_map(|waiting| Some((waiting.class, waiting.head?)))
             .map(|(class, head)| policy.due_at_ms(class, head.ready_at_ms))

@@ -153,8 +153,9 @@ impl Hands {
             return false;
         }
         // A store that cannot answer is no reason to wait.
-        let waiting = self.tools.store.waiting_lanes(now_ms).await.unwrap_or_default();
-        let ready = waiting.iter().filter_map(WaitingLane::ready);
+        let of = self.handle.view_of(self.tools.residency.held(), &self.tools.inventory, now_ms);
+        let view = self.tools.store.lanes_in_view(now_ms, of).await.unwrap_or_default();
+        let ready = view.lanes.iter().filter_map(WaitingLane::ready);
         let mut wanted = ready.filter_map(|ready| Some(ready.lane.key()?.model.clone()));
         wanted.any(|model| young.iter().any(|held| held.model == model))
     }
@@ -187,7 +188,7 @@ impl Hands {
         let victims = self.victims_of_embeds(model);
         if !self.is_embedder(model) {
             // A model that also generates is the worker's like any other.
-            if self.swap(&victims, &key, Reason::Embed).await.is_err() {
+            if self.swap(&victims, &key, model.as_str(), Reason::Embed).await.is_err() {
                 tracing::warn!(model.name = %model, "a model that embeds wait for could not be loaded");
             }
             return;

@@ -7,16 +7,12 @@ use serde_json::{Value, json};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::domain::job::JobId;
-use crate::domain::learning::Held;
 use crate::domain::model::ModelName;
-use crate::domain::schedule::{Policy, service_order};
-use crate::ollama::inventory::Inventory;
 use crate::shutdown::Tasks;
-use crate::store::{Store, WaitingLane};
+use crate::store::Store;
 
-use super::blocked::{BlockedLane, QueueView};
 use super::border::{BorderHold, Chore};
-use super::mind::{Arrival, Installed, Mind};
+use super::mind::{Arrival, Mind};
 use super::output::{End, Output, Refusal};
 use super::outputs::Outputs;
 use super::searches::Searches;
@@ -33,17 +29,6 @@ pub struct WorkerHandle {
     searches: Searches,
     store: Store,
     tasks: Tasks,
-}
-
-/// A guess at the future of a waiting job.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Forecast {
-    /// Its place in the order of service, from 1.
-    pub position: u64,
-    /// In how many milliseconds it might begin, by what loads and jobs took so far.
-    pub start_in_ms: i64,
-    /// Why its key is not loaded now.
-    pub blocked: Option<BlockedLane>,
 }
 
 /// What happened since the daemon started.
@@ -127,20 +112,6 @@ impl WorkerHandle {
         self.wake();
     }
 
-    /// The lanes in the order in which they would be served if nothing else arrived.
-    pub fn service_order(
-        &self,
-        now_ms: i64,
-        waiting: &[WaitingLane],
-        held: &[Held],
-        inventory: &Inventory,
-        policy: &Policy,
-    ) -> Vec<String> {
-        let waiting: Vec<_> = waiting.iter().filter_map(WaitingLane::ready).collect();
-        let board = self.mind.board(now_ms, &waiting, held, &Installed(inventory), policy);
-        service_order(&board).iter().map(ToString::to_string).collect()
-    }
-
     /// The last decisions and the holds, for the status document.
     pub fn explanation(&self) -> Value {
         self.mind.as_json()
@@ -213,47 +184,6 @@ impl WorkerHandle {
     pub fn submitted(&self, last_seq: i64) {
         self.mind.admitted(last_seq);
         self.wake();
-    }
-
-    /// Where a waiting job stands in the order of service, and when it might begin; `None` where its lane is not to be
-    /// served by what is known. `ahead` is the number of jobs before it in its lane.
-    pub fn forecast(
-        &self,
-        now_ms: i64,
-        waiting: &[WaitingLane],
-        held: &[Held],
-        view: (&Inventory, &Policy),
-        job: (&str, u64),
-    ) -> Option<Forecast> {
-        let (inventory, policy) = view;
-        let ready: Vec<_> = waiting.iter().filter_map(WaitingLane::ready).collect();
-        let board = self.mind.board(now_ms, &ready, held, &Installed(inventory), policy);
-        let mut forecast = Forecast { position: 1, start_in_ms: 0, blocked: None };
-        let parallel = i64::try_from(policy.parallel.max(1)).unwrap_or(1);
-        for lane in service_order(&board) {
-            let text = lane.to_string();
-            let is_its_own = text == job.0;
-            let of_lane = waiting.iter().filter(|waiting| waiting.lane == text);
-            let jobs = if is_its_own { job.1 } else { of_lane.map(|waiting| waiting.jobs).sum() };
-            let count = i64::try_from(jobs).unwrap_or(i64::MAX);
-            let is_held =
-                lane.key().is_some_and(|key| held.iter().any(|held| held.model == key.model));
-            let (load_ms, service_ms) = self.mind.expected_ms(&text);
-            let work_ms = service_ms.saturating_mul(count) / parallel;
-            let load_ms = if is_held || lane.key().is_none() { 0 } else { load_ms };
-            forecast.position = forecast.position.saturating_add(jobs);
-            forecast.start_in_ms =
-                forecast.start_in_ms.saturating_add(work_ms).saturating_add(load_ms);
-            if is_its_own {
-                let view = QueueView { waiting, inventory, policy, now_ms };
-                forecast.blocked = self.blocked(&lane, view);
-                let until_ms = forecast.blocked.as_ref().and_then(|blocked| blocked.until_ms);
-                let blocked_ms = until_ms.map_or(0, |until_ms| until_ms.saturating_sub(now_ms));
-                forecast.start_in_ms = forecast.start_in_ms.max(blocked_ms);
-                return Some(forecast);
-            }
-        }
-        None
     }
 
     /// Has a model unloaded at the next job border; returns when that was done, or could not be. Nothing is dispatched

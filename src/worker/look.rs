@@ -5,7 +5,7 @@ use crate::domain::model::{LoadKey, ModelName};
 use crate::domain::schedule::{Board, Lane};
 use crate::ollama::calls::PsModel;
 use crate::ollama::client::SendError;
-use crate::store::{StoreError, WaitingLane};
+use crate::store::{LanesInView, StoreError, WaitingLane};
 
 use super::handle::add;
 use super::mind::Installed;
@@ -35,6 +35,13 @@ pub(super) fn wanted(waiting: &[WaitingLane]) -> Vec<LoadKey> {
 }
 
 impl Worker {
+    /// What waits, as far as it could be chosen.
+    pub(super) async fn look(&self) -> Result<LanesInView, StoreError> {
+        let (tools, now_ms) = (&self.hands.tools, self.hands.now_ms());
+        let of = self.hands.handle.view_of(tools.residency.held(), &tools.inventory, now_ms);
+        tools.store.lanes_in_view(now_ms, of).await
+    }
+
     /// The board of now.
     pub(super) fn board(&self, waiting: &[WaitingLane]) -> Board {
         let waiting: Vec<Waiting> = waiting.iter().filter_map(WaitingLane::ready).collect();

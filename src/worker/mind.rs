@@ -146,6 +146,15 @@ impl Mind {
         }
     }
 
+    /// The keys that may not be loaded now, whatever their deadlines.
+    pub(super) fn barred(&self, models: &dyn Models, now_ms: i64) -> BTreeSet<String> {
+        let broken = self.open_breakers(models, now_ms).into_iter().map(|open| open.key);
+        let banned = self.with_learning(|learning| {
+            learning.coolings.barred(now_ms).map(str::to_owned).collect::<Vec<_>>()
+        });
+        broken.chain(banned).collect()
+    }
+
     /// The upstream was started anew: whatever could not be loaded may be loaded now.
     pub(super) fn forget_coolings(&self) {
         let learning = &mut self.lock().learning;

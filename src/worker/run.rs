@@ -9,7 +9,7 @@ use crate::domain::model::{LoadKey, ModelName};
 use crate::domain::retry::Fault;
 use crate::domain::schedule::{Decision, Lane, Reason, decide};
 use crate::fail_point;
-use crate::store::{Claim, StoreError, WaitingLane};
+use crate::store::{Claim, Extent, StoreError, WaitingLane};
 
 use super::conclude::Conclusion;
 use super::output::Output;
@@ -97,15 +97,15 @@ impl Worker {
         if self.hands.tools.residency.is_stale() && !self.refresh_residency().await {
             return Ok(Turn::Acted);
         }
-        let waiting = self.hands.tools.store.waiting_lanes(self.hands.now_ms()).await?;
+        let mut view = self.look().await?;
         if is_border {
-            let wanted = super::look::wanted(&waiting);
+            let wanted = super::look::wanted(&view.lanes);
             tokio::select! {
                 () = self.hands.release_idle(&wanted) => (),
                 () = tasks.forced() => return Ok(Turn::Acted),
             }
         }
-        let mut decision = decide(&self.board(&waiting));
+        let mut decision = decide(&self.board(&view.lanes));
         // A clock that was set back makes it old, too.
         let is_old = (self.hands.now_ms() - self.ps_at_ms).abs() > PS_FRESH_MS;
         let dispatches = matches!(decision, Decision::Run { .. } | Decision::Swap { .. });
@@ -115,13 +115,17 @@ impl Worker {
             if !self.refresh_residency().await {
                 return Ok(Turn::Acted);
             }
-            decision = decide(&self.board(&waiting));
+            // What of a long queue is in view depends on what is in memory.
+            if view.extent == Extent::Part {
+                view = self.look().await?;
+            }
+            decision = decide(&self.board(&view.lanes));
         }
         if tasks.is_draining() {
             return Ok(Turn::Acted);
         }
         self.hands.handle.mind().decided(&decision, self.hands.now_ms());
-        self.act(decision, &waiting).await
+        self.act(decision, &view.lanes).await
     }
 
     async fn act(
@@ -265,7 +269,7 @@ impl Hands {
         (unload, load, reason): (&[ModelName], &LoadKey, Reason),
     ) -> bool {
         let conclude = |conclusion| self.conclude(claim.clone(), Arc::clone(output), conclusion);
-        let swapping = self.swap(unload, load, reason);
+        let swapping = self.swap(unload, load, &claim.model, reason);
         tokio::pin!(swapping);
         tokio::select! {
             swapped = &mut swapping => match swapped {

@@ -28,18 +28,20 @@ const GONE_PAUSE_FIRST: Duration = Duration::from_millis(10);
 const GONE_PAUSE_MAX: Duration = Duration::from_millis(250);
 
 impl Hands {
-    /// Makes `load` resident. Dropped only when the end is forced.
+    /// Makes `load` resident, under the name `asked` of the job at hand where that makes the same runner. Dropped only when
+    /// the end is forced.
     ///
     /// A load that Ollama refuses with a 4xx is let through: the job itself will be told the same in its own shape.
     pub(super) async fn swap(
         &self,
         unload: &[ModelName],
         load: &LoadKey,
+        asked: &str,
         reason: Reason,
     ) -> Result<(), Conclusion> {
         self.tools.residency.set_loading(Some(&load.model));
         let outcome = tokio::select! {
-            outcome = self.swap_steps(unload, load, reason) => outcome,
+            outcome = self.swap_steps(unload, load, asked, reason) => outcome,
             () = self.tools.tasks.forced() => {
                 self.tools.residency.doubt();
                 Err(Conclusion::Stopped("foreman was stopped while it loaded the model".to_owned()))
@@ -57,6 +59,7 @@ impl Hands {
         &self,
         unload: &[ModelName],
         load: &LoadKey,
+        asked: &str,
         reason: Reason,
     ) -> Result<(), Conclusion> {
         let began_ms = self.now_ms();
@@ -66,12 +69,10 @@ impl Hands {
         }
         let mut kept = self.workers_beside(&load.model);
         let installed = self.tools.inventory.find(&load.model);
-        let name = installed
-            .as_ref()
-            .map_or_else(|| load.model.to_string(), |entry| entry.display.clone());
+        let request = self.tools.inventory.load_request(asked, load);
         fail_point::reach("load.before");
         self.handle.mind().load_begins(load);
-        let loading = self.tools.ollama.load(&name, load, LOAD_MAX);
+        let loading = self.tools.ollama.load(&request, LOAD_MAX);
         let reply = match self.watch(load, loading).await {
             Watched::Ended(reply, Freed::Nothing) => reply,
             Watched::Ended(reply, Freed::Everything) => {

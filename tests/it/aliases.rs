@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use stub_ollama::{Action, Fault, Model, Stage, Stub, StubConfig};
 
-use crate::harness::client::{Answer, chat, chat_unstreamed, post, send};
+use crate::harness::client::{Answer, chat, chat_unstreamed, get, post, send};
 use crate::harness::{Foreman, model, stub_config};
 
 const BLOB: &str = "sha256-0a";
@@ -70,8 +70,49 @@ async fn all_names_of_a_blob_are_served_by_one_load() {
     }
     assert_eq!(loads(&stub), 1);
     assert_eq!(swaps(&foreman).await, 0);
-    assert!(stub.snapshot().is_resident("assistant:latest"));
-    assert_eq!(foreman.status().await["resident"][0]["key"], "assistant:latest");
+    assert!(stub.snapshot().is_resident("zed:latest"), "the name that was asked for first");
+    let status = foreman.status().await;
+    assert_eq!(status["resident"].as_array().map(Vec::len), Some(1), "{status:#}");
+    assert_eq!(status["resident"][0]["key"], "assistant:latest");
+}
+
+/// Programs look into ps for the model that they use (Ollama's own tests do): it is there by the name they asked for.
+#[tokio::test]
+async fn a_twin_is_loaded_under_the_name_that_is_asked_for() {
+    let (stub, foreman) = started([model("tiny").blob(BLOB), model("other")]).await;
+    let copy = json!({ "source": "tiny", "destination": "det9" });
+    assert_eq!(post(foreman.addr, "/api/copy", &copy).await.status, 200);
+    for name in ["det9", "other", "tiny", "other", "library/DET9"] {
+        served(&foreman, name).await;
+        let ps = get(foreman.addr, "/api/ps").await.json();
+        let loaded = name.rsplit('/').next().unwrap().to_lowercase();
+        assert_eq!(ps["models"].as_array().map(Vec::len), Some(1), "{ps:#}");
+        assert_eq!(ps["models"][0]["name"], format!("{loaded}:latest"), "{ps:#}");
+        let status = foreman.status().await;
+        assert_eq!(status["resident"].as_array().map(Vec::len), Some(1), "{status:#}");
+    }
+    served(&foreman, "tiny").await;
+    assert_eq!(loads(&stub), 5, "the runner of one name serves the other");
+    assert_eq!(foreman.status().await["since_start"]["external_unloads"], 0);
+}
+
+/// Ollama clamps a context to the trained one before it compares: foreman's keys must too, or it swaps where Ollama would not.
+#[tokio::test]
+async fn contexts_above_the_trained_one_are_served_by_one_load() {
+    let trained = |name: &str| Model { context_length: 2_048, ..alias(name) };
+    let (stub, foreman) =
+        started([trained("m"), trained("large").parameter("num_ctx", "65536")]).await;
+    for context in [32_768, 131_072, 2_048, 40_000] {
+        served_with(&foreman, "m", json!({ "num_ctx": context })).await;
+        served(&foreman, "large").await;
+        let v1 = json!({ "model": "large", "messages": [{ "role": "user", "content": "x" }] });
+        assert_eq!(post(foreman.addr, "/v1/chat/completions", &v1).await.status, 200);
+    }
+    assert_eq!(loads(&stub), 1);
+    let status = foreman.status().await;
+    assert_eq!(status["resident"][0]["key"], "m:latest num_ctx=2048", "{status:#}");
+    served_with(&foreman, "m", json!({ "num_ctx": 1_024 })).await;
+    assert_eq!(loads(&stub), 2);
 }
 
 #[tokio::test]
@@ -89,13 +130,14 @@ async fn a_parameter_of_the_file_counts_as_an_option_of_the_request() {
     assert_eq!(loads(&stub), 4, "each other context is a swap of foreman's own");
     assert_eq!(swaps(&foreman).await, 3);
     let requests = own_requests(&stub);
-    assert!(requests.iter().all(|body| body["model"] == "zed:latest"), "{requests:#?}");
-    let contexts: Vec<&Value> = requests
+    let loads: Vec<(&Value, &Value)> = requests
         .iter()
         .filter(|body| body["keep_alive"] == -1)
-        .map(|body| &body["options"]["num_ctx"])
+        .map(|body| (&body["model"], &body["options"]["num_ctx"]))
         .collect();
-    assert_eq!(contexts, [&json!(2048), &Value::Null, &json!(512), &json!(2048)]);
+    let (small, zed) = (json!("small:latest"), json!("zed:latest"));
+    let expected = [(&small, &json!(2048)), (&zed, &Value::Null)];
+    assert_eq!(loads, [&expected[..], &[(&small, &json!(512)), (&small, &json!(2048))]].concat());
 }
 
 /// Mixed arrivals drain together, whatever name they come under.
@@ -175,7 +217,7 @@ async fn the_others_are_served_when_the_name_that_loads_is_deleted() {
 async fn a_runner_whose_name_was_deleted_beside_foreman_is_known_again() {
     let (stub, foreman) =
         started([alias("a").parameter("seed", "1").digest_of_contents(), alias("b")]).await;
-    served(&foreman, "b").await;
+    served(&foreman, "a").await;
     assert!(stub.snapshot().is_resident("a:latest"));
     let body = json!({ "model": "a" }).to_string();
     assert_eq!(send(stub.addr(), "DELETE", "/api/delete", body).await.status, 200);

@@ -36,6 +36,7 @@ mod status;
 mod stopping;
 mod trace;
 mod upstream_tls;
+mod vanishing;
 mod waiting;
 mod webhooks;
 mod whom;

@@ -83,6 +83,12 @@ impl Coolings {
         self.0.get(key).map_or(0, |ban| ban.until_ms)
     }
 
+    /// The keys that may not be loaded now.
+    pub fn barred(&self, now_ms: i64) -> impl Iterator<Item = &str> {
+        let barred = self.0.iter().filter(move |(_, ban)| ban.until_ms > now_ms);
+        barred.map(|(key, _)| key.as_str())
+    }
+
     /// No ban ends later than the longest one from now.
     pub fn clock_set_back(&mut self, now_ms: i64) {
         for ban in self.0.values_mut() {

@@ -13,7 +13,7 @@ mod rates;
 mod returns;
 mod visits;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 pub use blocked::{Blocked, BlockedBecause};
 pub use breaker::{Breakers, LoadError, LoadFailure, OpenBreaker};
@@ -211,26 +211,25 @@ impl Learning {
         models: &dyn Models,
         policy: &Policy,
     ) -> Vec<Queue> {
-        let lanes: BTreeSet<&Lane> = waiting.iter().map(|waiting| &waiting.lane).collect();
-        let of_lane = |lane: &Lane| {
+        let mut heads: BTreeMap<&Lane, Vec<&Waiting>> = BTreeMap::new();
+        for waiting in waiting {
+            heads.entry(&waiting.lane).or_default().push(waiting);
+        }
+        let of_lane = |(lane, waiting): (&Lane, Vec<&Waiting>)| {
             let text = lane.to_string();
-            let mut heads: Vec<Head> = waiting
-                .iter()
-                .filter(|waiting| waiting.lane == *lane)
-                .map(|waiting| Head {
-                    class: waiting.class,
-                    seq: waiting.seq,
-                    ready_at_ms: waiting.ready_at_ms,
-                    due_at_ms: policy.due_at_ms(waiting.class, waiting.ready_at_ms),
-                    jobs: waiting.jobs,
-                    served: self.classes.last_served(&text, waiting.class),
-                })
-                .collect();
+            let head = |waiting: &Waiting| Head {
+                class: waiting.class,
+                seq: waiting.seq,
+                ready_at_ms: waiting.ready_at_ms,
+                due_at_ms: policy.due_at_ms(waiting.class, waiting.ready_at_ms),
+                jobs: waiting.jobs,
+                served: self.classes.last_served(&text, waiting.class),
+            };
+            let mut heads: Vec<Head> = waiting.into_iter().map(head).collect();
             heads.sort_by_key(|head| head.class);
-            heads
+            self.queue(lane, heads, held, models, policy.beside)
         };
-        let queue = |lane| self.queue(lane, of_lane(lane), held, models, policy.beside);
-        lanes.into_iter().map(queue).collect()
+        heads.into_iter().map(of_lane).collect()
     }
 
     fn queue(

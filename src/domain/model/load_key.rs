@@ -142,6 +142,18 @@ impl LoadKey {
     }
 }
 
+impl LoadKey {
+    /// The keys that foreman makes and that this one [serves](Self::serves): itself, and the same without a wish for a number
+    /// of layers, or with one for as many as Ollama finds.
+    pub fn served(&self) -> impl Iterator<Item = LoadKey> + '_ {
+        let with = |num_gpu| {
+            let options = RunnerOptions { num_gpu, ..self.options };
+            LoadKey { model: self.model.clone(), options }
+        };
+        [self.options.num_gpu, None, Some(-1)].into_iter().map(with)
+    }
+}
+
 impl fmt::Display for LoadKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.model)?;

@@ -44,6 +44,8 @@ pub struct Modelfile {
     pub shifts_by_default: bool,
     /// Whether it takes images: then its context has a higher minimum.
     pub has_vision: bool,
+    /// The context its weights were trained with: Ollama clamps a larger one to it before it compares. `None` where unknown.
+    pub trained_context: Option<i64>,
 }
 
 impl Modelfile {
@@ -69,24 +71,30 @@ impl Modelfile {
         loaded: &Self,
         asked: RunnerOptions,
     ) -> LoadKey {
-        let mut options = self.effective(asked);
-        let file = loaded.options.normalised();
-        if file.num_gpu.is_some() && options.num_gpu.is_none() {
-            options.num_gpu = Some(NUM_GPU_AUTOMATIC);
-        }
-        if file.num_thread.is_some() && options.num_thread.is_none() {
-            options.num_thread = Some(NUM_THREAD_AUTOMATIC);
-        }
+        let options = loaded.over_the_file(self.effective(asked));
         LoadKey { model: representative.clone(), options }
+    }
+
+    /// What a request to a name with this file must say to get a runner with exactly these options: where the file gives
+    /// a number and none is wanted, automatic is asked for.
+    pub(super) fn over_the_file(&self, wanted: RunnerOptions) -> RunnerOptions {
+        let file = self.options.normalised();
+        let automatic = |file: Option<i64>, value| file.map(|_| value);
+        RunnerOptions {
+            num_gpu: wanted.num_gpu.or(automatic(file.num_gpu, NUM_GPU_AUTOMATIC)),
+            num_thread: wanted.num_thread.or(automatic(file.num_thread, NUM_THREAD_AUTOMATIC)),
+            ..wanted
+        }
     }
 
     /// The options of the runner that Ollama would start, `None` where it takes its default.
     fn effective(&self, asked: RunnerOptions) -> RunnerOptions {
         let merged = self.options.overlaid(asked);
         let num_ctx_min = if self.has_vision { NUM_CTX_VISION_MIN } else { i64::MIN };
+        let num_ctx_max = self.trained_context.map_or(i64::MAX, |tokens| tokens.max(num_ctx_min));
         let normalised = merged.normalised();
         RunnerOptions {
-            num_ctx: normalised.num_ctx.map(|tokens| tokens.max(num_ctx_min)),
+            num_ctx: normalised.num_ctx.map(|tokens| tokens.max(num_ctx_min).min(num_ctx_max)),
             shift: merged.shift.filter(|shift| *shift != self.shifts_by_default),
             ..normalised
         }

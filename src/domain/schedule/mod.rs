@@ -116,6 +116,12 @@ pub fn service_order(board: &Board) -> Vec<Lane> {
     queues.into_iter().map(|queue| queue.lane.clone()).collect()
 }
 
+/// How many lanes of [`service_order`] come first because nothing has to be pushed out for them.
+pub fn served_first(board: &Board) -> usize {
+    let is_first = |queue: &&Queue| queue.lane == Lane::Unload || is_served(board, queue);
+    board.queues.iter().filter(is_first).count()
+}
+
 /// What needs the machine to itself waits until nothing is in flight.
 fn at_border(board: &Board, decision: Decision) -> Decision {
     if board.in_flight.is_empty() { decision } else { Decision::Busy }

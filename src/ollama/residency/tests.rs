@@ -26,6 +26,7 @@ fn knowing(sets: &[&[&str]]) -> Residency {
         options: RunnerOptions::default(),
         shifts_by_default: true,
         has_vision: false,
+        trained_context: None,
     };
     let sets = sets.iter().enumerate();
     let models =

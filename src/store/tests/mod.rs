@@ -7,6 +7,7 @@ mod jobs;
 mod kept;
 mod learning;
 mod machine;
+mod many_lanes;
 mod model;
 mod opening;
 mod owners;

@@ -13,8 +13,11 @@ async fn the_queue_is_read_by_index_alone() {
     let live = overview::open_jobs_sql(overview::LIVE, "seq");
     let by_client = "SEARCH job USING COVERING INDEX job_ready (lane=? AND class=? AND client=?";
     let (after, older) = (format!("{by_client} AND seq>?)"), format!("{by_client} AND seq<?)"));
-    let expected: [(&str, &[&str]); 12] = [
-        (lanes::HEAD, &["SEARCH job USING COVERING INDEX job_oldest (lane=? AND class=?)"]),
+    let expected: [(&str, &[&str]); 15] = [
+        (lanes::OF_LANE, &[]),
+        (board::BY_HEAD, &[]),
+        (board::BY_JOBS, &[]),
+        (board::OF_MODEL, &[]),
         (turns::NEXT, &[&format!("{by_client})")]),
         (turns::AFTER, &[&after]),
         (turns::OLDER, &[&older]),
@@ -37,6 +40,10 @@ async fn the_queue_is_read_by_index_alone() {
     for (sql, steps) in expected {
         reads(&store, sql, steps).await;
     }
+    let head = "SEARCH head USING COVERING INDEX head_next (class=?)";
+    assert_eq!(plan(&store, board::BY_HEAD).await, [head]);
+    let of_model = "SEARCH waiting USING PRIMARY KEY (lane>? AND lane<?)";
+    assert_eq!(plan(&store, board::OF_MODEL).await, [of_model]);
     let turn = "SEARCH turn USING COVERING INDEX turn_next (lane=? AND class=?)";
     assert_eq!(plan(&store, turns::CLIENTS).await, [turn]);
     // Few are in flight: those may be sorted.

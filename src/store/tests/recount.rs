@@ -138,9 +138,12 @@ proptest! {
         let recounted = runtime.block_on(life.recount());
         let shown = runtime.block_on(life.store.overview(Vec::new(), 100)).unwrap();
         prop_assert_eq!(&runtime.block_on(life.store.waiting_lanes(life.now_ms)).unwrap(), &recounted);
+        let in_view = life.store.lanes_in_view(life.now_ms, ViewOf::default());
+        prop_assert_eq!(&runtime.block_on(in_view).unwrap().lanes, &recounted);
         prop_assert_eq!(runtime.block_on(life.recount()), recounted.clone());
         let depth: u64 = recounted.iter().map(|lane| lane.jobs).sum();
         prop_assert_eq!(shown.lanes.iter().map(|lane| lane.depth).sum::<u64>(), depth);
+        prop_assert_eq!((shown.depth, shown.lanes_more), (depth, 0));
         for lane in &shown.lanes {
             let oldest = shown.waiting.iter().find(|job| job.seq == lane.oldest_seq).unwrap();
             prop_assert_eq!(&oldest.lane, &lane.lane);
@@ -149,7 +152,5 @@ proptest! {
         prop_assert_eq!(u64::try_from(shown.waiting.len()).unwrap(), depth);
         let expected = |lane: &WaitingLane| lane.head.map_or(0, |_| 1);
         prop_assert!(recounted.iter().map(expected).sum::<usize>() <= shown.waiting.len());
-        {
-        }
     }
 }

@@ -16,12 +16,12 @@ use crate::harness::client::Answer;
 use crate::harness::daemon::{Daemon, Starting};
 use crate::harness::jobs::{ended, id_of, object, submit, try_submit};
 use crate::harness::receiver::Receiver;
-use crate::harness::{DEADLINE, get, send};
+use crate::harness::{DEADLINE, get, not_run, send};
 
 use super::ask::{Ask, Shape, tag_of};
 use super::load::Known;
 use super::program::{idle, submission, told};
-use super::{config, hooks, not_run, oracle, report};
+use super::{config, hooks, oracle, report};
 
 /// No fail point: kill -9 once the deed was acknowledged.
 const KILL: &str = "kill";

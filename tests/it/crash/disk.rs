@@ -17,42 +17,17 @@ use tempfile::TempDir;
 
 use crate::harness::client::{chat, chat_unstreamed, post_stream, request, try_open};
 use crate::harness::daemon::{Daemon, Starting, command};
-use crate::harness::{DEADLINE, get, post};
+use crate::harness::namespace::{Changes, is_inside};
+use crate::harness::{DEADLINE, get, not_run, post};
 
 use super::ask::{Ask, Shape};
 use super::load::{self, Load};
-use super::{config, is_set, not_run, oracle, report};
-
-/// Set for the test that runs where it may mount.
-const INSIDE: &str = "FOREMAN_TEST_INSIDE";
+use super::{config, oracle, report};
 
 /// The floor, small as the disk is: its ballast has 2 MiB.
 const FREE_MIN: [&str; 2] = ["--free-min", "8MiB"];
 
 const MIB: u64 = 1024 * 1024;
-
-/// Whether a test may mount here. If not, it is run again by itself in a mount namespace of its own, where the system
-/// lets it, and this run of it has nothing more to do.
-fn may_mount(test: &str) -> bool {
-    if is_set(INSIDE) {
-        return true;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let is_let = |flags: &&&str| {
-        let mut probe = Command::new("unshare");
-        probe.args([**flags, "mount", "-t", "tmpfs", "tmpfs"]).arg(folder.path());
-        probe.stderr(Stdio::null()).status().is_ok_and(|status| status.success())
-    };
-    let Some(flags) = ["-m", "-Urm"].iter().find(is_let) else {
-        not_run("the right to mount (root, or unshare -Urm)");
-        return false;
-    };
-    let mut inside = Command::new("unshare");
-    inside.arg(flags).arg(std::env::current_exe().unwrap());
-    inside.args(["--exact", test, "--nocapture"]).env(INSIDE, "1");
-    assert!(inside.status().unwrap().success(), "{test} failed, see above");
-    false
-}
 
 /// A small file system in memory. Gone with the namespace at the latest.
 struct Disk {
@@ -123,7 +98,10 @@ async fn wait_until_ready_is(addr: SocketAddr, code: u16) -> Value {
 /// Below the floor: new jobs are refused in the shape of their route, and nothing else is.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn below_the_floor_new_jobs_are_refused_and_what_runs_is_finished() {
-    if !may_mount("crash::disk::below_the_floor_new_jobs_are_refused_and_what_runs_is_finished") {
+    if !is_inside(
+        "crash::disk::below_the_floor_new_jobs_are_refused_and_what_runs_is_finished",
+        Changes::Mounts,
+    ) {
         return;
     }
     let (disk, stub) = (Disk::new("48m"), stub().await);
@@ -173,7 +151,10 @@ async fn below_the_floor_new_jobs_are_refused_and_what_runs_is_finished() {
 /// The disk runs full under load, is full for a while, and is freed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_loses_nothing_and_opens_again_by_itself() {
-    if !may_mount("crash::disk::a_full_disk_loses_nothing_and_opens_again_by_itself") {
+    if !is_inside(
+        "crash::disk::a_full_disk_loses_nothing_and_opens_again_by_itself",
+        Changes::Mounts,
+    ) {
         return;
     }
     const CLIENTS: usize = 3;
@@ -224,7 +205,7 @@ async fn a_full_disk_loses_nothing_and_opens_again_by_itself() {
 /// Killed while its disk is full: the next start serves all the same, from the ballast's room.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_start_on_a_full_disk_takes_the_ballast() {
-    if !may_mount("crash::disk::a_start_on_a_full_disk_takes_the_ballast") {
+    if !is_inside("crash::disk::a_start_on_a_full_disk_takes_the_ballast", Changes::Mounts) {
         return;
     }
     let (disk, stub) = (Disk::new("48m"), stub().await);

@@ -255,17 +255,6 @@ fn fault(random: &mut Random) -> Fault {
     Fault::new(action).path(path).skip(random.below(4))
 }
 
-/// Says that a test was not run for want of something; fails where everything must be there.
-fn not_run(needs: &str) {
-    report(&format!("not run: needs {needs}"));
-    assert!(!is_set("FOREMAN_TEST_REQUIRE_ALL"), "FOREMAN_TEST_REQUIRE_ALL: needs {needs}");
-}
-
-#[expect(clippy::disallowed_methods, reason = "a setting of the tests, not of foreman")]
-fn is_set(name: &str) -> bool {
-    std::env::var(name).is_ok_and(|text| !text.is_empty())
-}
-
 #[expect(clippy::disallowed_methods, reason = "a setting of the tests, not of foreman")]
 fn setting(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;

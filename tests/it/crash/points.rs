@@ -15,11 +15,11 @@ use tokio::task::JoinHandle;
 
 use crate::harness::client::{post_stream, request, try_open};
 use crate::harness::daemon::{Daemon, Starting};
-use crate::harness::{DEADLINE, get};
+use crate::harness::{DEADLINE, get, not_run};
 
 use super::ask::{Ask, Shape};
 use super::load::{self, Load};
-use super::{async_points, config, not_run, oracle, report};
+use super::{async_points, config, oracle, report};
 
 /// Later times at points that are passed more than once.
 const LATER: [&str; 16] = [

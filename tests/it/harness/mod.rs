@@ -6,6 +6,7 @@ pub(crate) mod daemon;
 pub(crate) mod fake_foreman;
 pub(crate) mod front;
 pub(crate) mod jobs;
+pub(crate) mod namespace;
 pub(crate) mod random;
 pub(crate) mod raw;
 pub(crate) mod receiver;
@@ -152,4 +153,16 @@ impl Foreman {
     pub(crate) async fn ended(self) -> Stopped {
         tokio::time::timeout(DEADLINE, self.running).await.unwrap().unwrap()
     }
+}
+
+/// Says that a test was not run for want of something; fails where everything must be there.
+pub(crate) fn not_run(needs: &str) {
+    use std::io::Write;
+    std::io::stdout().write_all(format!("not run: needs {needs}\n").as_bytes()).unwrap();
+    assert!(!is_set("FOREMAN_TEST_REQUIRE_ALL"), "FOREMAN_TEST_REQUIRE_ALL: needs {needs}");
+}
+
+#[expect(clippy::disallowed_methods, reason = "a setting of the tests, not of foreman")]
+pub(crate) fn is_set(name: &str) -> bool {
+    std::env::var(name).is_ok_and(|text| !text.is_empty())
 }

@@ -11,6 +11,7 @@ mod fair;
 mod hold;
 mod invariants;
 mod learned;
+mod many_keys;
 mod parallel;
 mod random_day;
 mod rotation;

@@ -74,6 +74,15 @@ impl Aliases {
         named.file.load_key(&named.representative, loaded, asked)
     }
 
+    /// What a request to `name` must say to make `key` resident, for the name to be the one that `/api/ps` shows; `None`
+    /// where a load by that name would make another runner, or nothing is known of it.
+    #[must_use]
+    pub fn options_to_load_as(&self, name: &ModelName, key: &LoadKey) -> Option<RunnerOptions> {
+        let named = self.by_name.get(name).filter(|named| named.representative == key.model)?;
+        let options = named.file.over_the_file(key.options);
+        (self.load_key(name, options) == *key).then_some(options)
+    }
+
     fn representative_if_known(&self, name: &ModelName) -> Option<&ModelName> {
         self.by_name.get(name).map(|named| &named.representative)
     }

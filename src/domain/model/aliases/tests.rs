@@ -27,6 +27,7 @@ fn file(parameters: &str) -> Modelfile {
         options: options(parameters),
         shifts_by_default: true,
         has_vision: false,
+        trained_context: None,
     }
 }
 
@@ -53,7 +54,9 @@ fn runner(file: &Modelfile, request: &RunnerOptions) -> Runner {
     let own = &file.options;
     let num_ctx_min = if file.has_vision { 2048 } else { 4 };
     Runner {
-        num_ctx: request.num_ctx.or(own.num_ctx).map(|tokens| tokens.max(num_ctx_min)),
+        num_ctx: request.num_ctx.or(own.num_ctx).map(|tokens| {
+            tokens.max(num_ctx_min).min(file.trained_context.unwrap_or(i64::MAX).max(num_ctx_min))
+        }),
         num_batch: request.num_batch.or(own.num_batch),
         num_gpu: request.num_gpu.or(own.num_gpu).unwrap_or(-1),
         num_thread: request.num_thread.or(own.num_thread).unwrap_or(0),
@@ -129,6 +132,34 @@ fn automatic_is_said_where_the_file_says_a_number() {
     assert_eq!(all.load_key(&name("m"), options("num_gpu=-1")).to_string(), "m:latest");
 }
 
+/// Ollama clamps before it compares: 32,768 and 131,072 are one runner of weights that were trained with 8,192.
+#[test]
+fn contexts_above_the_trained_one_are_one_key() {
+    let trained = Modelfile { trained_context: Some(8_192), ..file("num_ctx=16384") };
+    let plain = Modelfile { options: RunnerOptions::default(), ..trained.clone() };
+    let all = aliases(&[("m", plain), ("large", trained)]);
+    let key = |text, asked| all.load_key(&name(text), options(asked)).to_string();
+    for asked in ["num_ctx=8192", "num_ctx=8193", "num_ctx=32768", "num_ctx=131072"] {
+        assert_eq!(key("m", asked), "m:latest num_ctx=8192", "{asked}");
+    }
+    assert_eq!(key("large", ""), "m:latest num_ctx=8192");
+    assert_eq!(key("m", "num_ctx=4096"), "m:latest num_ctx=4096");
+    assert_eq!(key("m", "num_ctx=-5"), key("m", "num_ctx=0"));
+    assert_eq!(key("m", ""), "m:latest");
+}
+
+/// A load under the name that is asked for makes the same runner, if need be by asking for what its file gives otherwise.
+#[test]
+fn a_key_is_loaded_by_the_name_that_is_asked_for() {
+    let all = aliases(&[("m", file("")), ("twin", file("")), ("gpu", file("num_gpu=20"))]);
+    let plain: LoadKey = "m:latest".parse().unwrap();
+    assert_eq!(all.options_to_load_as(&name("twin"), &plain), Some(options("")));
+    assert_eq!(all.options_to_load_as(&name("gpu"), &plain), Some(options("num_gpu=-1")));
+    let all = aliases(&[("m", file("")), ("small", file("num_ctx=2048"))]);
+    assert_eq!(all.options_to_load_as(&name("small"), &plain), None, "its file says more");
+    assert_eq!(all.options_to_load_as(&name("other"), &plain), None);
+}
+
 /// A copy does not take over from the name that is resident and queued for, though its name comes first; a name that says
 /// less does, since only it can stand for all.
 #[test]
@@ -157,7 +188,11 @@ fn any_options() -> impl Strategy<Value = RunnerOptions> {
     let number =
         |values: &'static [i64]| proptest::option::weighted(0.3, proptest::sample::select(values));
     let switch = || proptest::option::weighted(0.2, any::<bool>());
-    let sizes = (number(&[-1, 0, 4, 512, 2048]), number(&[256, 512]), number(&[-2, -1, 0, 20]));
+    let sizes = (
+        number(&[-1, 0, 4, 512, 2048, 8192, 32_768]),
+        number(&[256, 512]),
+        number(&[-2, -1, 0, 20]),
+    );
     let places = (number(&[0, 4]), number(&[0, 1]), number(&[0, 4]));
     (sizes, places, switch(), switch()).prop_map(|(sizes, places, use_mmap, shift)| RunnerOptions {
         num_ctx: sizes.0,
@@ -179,6 +214,8 @@ fn any_file() -> impl Strategy<Value = Modelfile> {
         options: RunnerOptions { shift: None, ..options },
         shifts_by_default: !stays,
         has_vision,
+        // A property of the weights; of one of the two it is not known.
+        trained_context: (blob == "v").then_some(2048),
     })
 }
 
@@ -204,6 +241,10 @@ proptest! {
                 prop_assert_eq!(&key.model, representative);
                 prop_assert_eq!(&all.load_key(&key.model, key.options), &key);
                 prop_assert_eq!(&key.to_string().parse::<LoadKey>().unwrap(), &key);
+                let own = all.options_to_load_as(model, &key).unwrap();
+                prop_assert!(!needs_reload(&runner(file, &own), &runner(file, asked)), "{model} {key}");
+                let both = (runner(file, &own), runner(file_of(representative), &key.options));
+                prop_assert!(!needs_reload(&both.0, &both.1) && !needs_reload(&both.1, &both.0));
                 loads.push((key, runner(file, asked)));
             }
         }
