@@ -2,8 +2,8 @@
 
 use super::*;
 
-/// A request in a hundred seconds, per millisecond.
-const RATE: f64 = 0.000_01;
+/// A request in three hours, per millisecond.
+const RATE: f64 = 0.000_000_1;
 
 fn at(curve: &[Absence], wait_ms: i64) -> f64 {
     curve.iter().take_while(|point| point.wait_ms <= wait_ms).last().unwrap().probability
