@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::clock::rfc3339;
 use crate::domain::job::JobId;
-use crate::domain::learning::{Held, Learning, Models, Trials, Waiting};
+use crate::domain::learning::{Held, Learning, Models, Waiting};
 use crate::domain::model::{LoadKey, ModelName};
 use crate::domain::schedule::{Board, Decision, Lane, Policy};
 use crate::domain::threads::Threads;
@@ -24,6 +24,9 @@ const BETWEEN_NAMES: char = '\n';
 
 /// Between a client and a key in the name of a group of gaps. No client id holds it.
 const BETWEEN_CLIENT_AND_KEY: char = ' ';
+
+/// In the place of a client, in the name of the group of the gaps between embeds. No client id is this.
+const EMBEDS: &str = "embeds";
 
 /// A job that was admitted.
 #[derive(Debug)]
@@ -146,6 +149,39 @@ impl Mind {
         inner.clients.remove(&id);
     }
 
+    /// An embed came while none was under way on its model; `after` is the one that ended last there.
+    pub(super) fn embed_came(&self, after: u64, model: &ModelName, now_ms: i64) {
+        let inner = &mut *self.lock();
+        if inner.holding.as_ref() == Some(model) {
+            inner.holding = None;
+            inner.hold_hits += 1;
+        }
+        let learned =
+            inner.learning.returns.came_back(u128::from(after), &model.to_string(), now_ms);
+        tracing::trace!(?learned, "embeds go on");
+    }
+
+    /// An embed has ended; `last` is its number if no other is there for its model.
+    pub(super) fn embed_ended(&self, last: Option<u64>, model: &ModelName, now_ms: i64) {
+        let inner = &mut *self.lock();
+        inner.learning.visits.worked(model, now_ms);
+        if let Some(last) = last {
+            let (number, text) = (u128::from(last), model.to_string());
+            let group = format!("{EMBEDS}{BETWEEN_CLIENT_AND_KEY}{text}");
+            inner.learning.returns.went_away(number, &group, &text, now_ms);
+        }
+    }
+
+    /// What is in memory and may be pushed out by the load of a key.
+    pub(super) fn may_be_pushed_out(
+        &self,
+        key: &LoadKey,
+        held: &[Held],
+        models: &dyn Models,
+    ) -> Vec<ModelName> {
+        self.lock().learning.may_be_pushed_out(key, held, models)
+    }
+
     /// A load succeeded: everything that waits now is its gate. `took_ms` is `None` where it only confirmed what was there.
     pub(super) fn loaded(
         &self,
@@ -209,22 +245,6 @@ impl Mind {
         self.lock().learning.clock_set_back(now_ms);
     }
 
-    /// Until when a model in memory should stay for its load to have been worth it.
-    pub(super) fn stays_until_ms(&self, held: &Held, models: &dyn Models) -> i64 {
-        self.lock().learning.stays_until_ms(held, models)
-    }
-
-    /// Which models have to go before a key is loaded.
-    pub(super) fn victims(
-        &self,
-        key: &LoadKey,
-        held: &[Held],
-        models: &dyn Models,
-        trials: Trials,
-    ) -> Vec<ModelName> {
-        self.lock().learning.victims(Some(key), held, models, trials)
-    }
-
     /// Takes in what is in memory, and what waits for it.
     pub(super) fn see(&self, held: &[Held], waiting: &[Waiting], now_ms: i64) {
         self.lock().learning.see(held, waiting, now_ms);
@@ -260,7 +280,10 @@ impl Mind {
             Decision::Swap { load, class, .. } => {
                 inner.learning.classes.served(&load.to_string(), *class);
             }
-            Decision::Hold { .. } | Decision::Busy | Decision::Idle { .. } => (),
+            Decision::LoadEmbedder { .. }
+            | Decision::Hold { .. }
+            | Decision::Busy
+            | Decision::Idle { .. } => (),
         }
         if let Some(explained) = explain(decision, now_ms) {
             tracing::debug!(decision = explained.decision, job.lane = %explained.subject, reason = explained.reason,
@@ -301,6 +324,10 @@ fn explain(decision: &Decision, now_ms: i64) -> Option<Explained> {
     let (name, subject, reason) = match decision {
         Decision::Run { lane, reason, .. } => ("run", lane.to_string(), *reason),
         Decision::Swap { load, unload, reason, .. } => {
+            let name = if unload.is_empty() { "load" } else { "swap" };
+            (name, load.to_string(), *reason)
+        }
+        Decision::LoadEmbedder { load, unload, reason } => {
             let name = if unload.is_empty() { "load" } else { "swap" };
             (name, load.to_string(), *reason)
         }

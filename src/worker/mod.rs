@@ -7,6 +7,8 @@ mod answer_kind;
 mod attempt;
 mod border;
 mod conclude;
+mod embedders;
+mod embeds;
 mod flight;
 mod handle;
 mod look;
@@ -24,6 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::sync::watch as flag;
 
 use crate::clock::Clock;
 use crate::domain::model::LoadKey;
@@ -37,13 +40,14 @@ use crate::store::{Learned, Store};
 
 pub use border::BorderHold;
 use border::Chore;
+pub use embeds::{Embeds, Ticket};
 use flight::InFlight;
 pub use handle::{Counts, Forecast, WorkerHandle};
 pub use mind::Arrival;
 use mind::Mind;
 pub use searches::{Searches, Searching};
 
-/// Chores that may wait for a border. Each is a person's delete, a reconnect, or an embed whose model is not resident.
+/// Chores that may wait for a border. Each is a person's delete or a reconnect.
 const CHORES_MAX: usize = 256;
 
 /// What the worker is told by the configuration.
@@ -107,8 +111,12 @@ pub struct Worker {
     warned_at_ms: i64,
     /// Keys that went away with nothing in their place yet, and when foreman had loaded them.
     missing: Vec<(LoadKey, i64)>,
-    /// Loads for embeds that would push out a model too early.
-    put_off: Vec<Chore>,
+    /// Whether the load of an embedder is under way: nothing is dispatched meanwhile.
+    is_loading_embedder: bool,
+    embedder_loaded: mpsc::Receiver<()>,
+    embedder_done: mpsc::Sender<()>,
+    /// Whether nothing is in flight, for the watch over that load.
+    border: flag::Sender<bool>,
     /// The jobs in flight.
     in_flight: InFlight,
     landed: mpsc::Receiver<i64>,
@@ -142,16 +150,12 @@ impl Worker {
         let (chore_sender, chores) = mpsc::channel(CHORES_MAX);
         // Each job in flight lands once.
         let (landing, landed) = mpsc::channel(settings.policy.parallel.max(1));
+        // One load of an embedder at a time.
+        let (embedder_done, embedder_loaded) = mpsc::channel(1);
         let folder = tools.store.answers_folder();
         let outputs = Arc::new(outputs::Outputs::new(folder, answer_bytes_max));
         let mind = Mind::new(&past.learned, past.last_seq);
-        let handle = WorkerHandle::new(
-            outputs,
-            chore_sender,
-            mind,
-            tools.store.clone(),
-            tools.tasks.clone(),
-        );
+        let handle = WorkerHandle::new(outputs, chore_sender, mind, &tools);
         let hands = Hands { tools, settings: Arc::new(settings), handle: handle.clone() };
         let worker = Worker {
             hands,
@@ -161,7 +165,10 @@ impl Worker {
             seen_ms: 0,
             warned_at_ms: 0,
             missing: Vec::new(),
-            put_off: Vec::new(),
+            is_loading_embedder: false,
+            embedder_loaded,
+            embedder_done,
+            border: flag::Sender::new(true),
             in_flight: InFlight::default(),
             landed,
             landing,
