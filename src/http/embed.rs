@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper::{Request, StatusCode};
@@ -21,6 +22,9 @@ use super::answer::relayed;
 use super::error::Told;
 use super::plain::Plain;
 use super::{Edge, Response, body, pass};
+
+/// The longest an embed waits for the first poll of what is installed; it takes milliseconds.
+const FIRST_POLL_MAX: Duration = Duration::from_secs(1);
 
 /// Embeds that may wait in memory for a place; each holds its body.
 const WAITING_MAX: u64 = 1_000;
@@ -46,7 +50,7 @@ async fn relay(
         Ok(Peek::Request(request)) => {
             // Of /v1, where a body may be compressed, nothing is cut.
             let bytes = without_keep_alive(read.bytes.clone(), &request.keep_alive_members);
-            (bytes, ticket(edge, &request))
+            (bytes, ticket(edge, &request).await)
         }
         // Ollama refuses it.
         Ok(Peek::Refused(_)) | Err(_) => (read.bytes.clone(), None),
@@ -73,8 +77,12 @@ fn shape(dialect: Dialect) -> Shape {
 
 /// The ticket of an embed, by which it waits where its model is not resident: left to the embed, Ollama would choose what
 /// makes room for it. One that is not installed loads nothing, and while the upstream is away nobody knows.
-fn ticket(edge: &Edge, request: &peek::Request) -> Option<Ticket> {
+async fn ticket(edge: &Edge, request: &peek::Request) -> Option<Ticket> {
     let name = ModelName::parse(&request.model).ok()?.name;
+    if edge.health.is_up() && edge.inventory.installed().is_none() {
+        // Ollama is up, and the first poll under way.
+        drop(tokio::time::timeout(FIRST_POLL_MAX, edge.inventory.look_up(&name)).await);
+    }
     let is_installed = edge.inventory.find(&name).is_some_and(|entry| !entry.is_remote);
     if !is_installed || !edge.health.is_up() {
         return None;

@@ -244,10 +244,18 @@ impl Worker {
         }
     }
 
-    /// Loads a model that also generates, where only embeds wait for it.
-    async fn swap_for_embeds(&self, unload: &[ModelName], load: &LoadKey) {
+    /// Loads a model that also generates, as far as is known, where only embeds wait for it.
+    async fn swap_for_embeds(&mut self, unload: &[ModelName], load: &LoadKey) {
         let hands = &self.hands;
         if !hands.handle.embeds().wait_for(load) {
+            return;
+        }
+        if let Some(entry) = hands.tools.inventory.find(&load.model) {
+            // An Ollama whose tags do not tell is asked, once for a digest.
+            hands.tools.inventory.capabilities(&entry).await;
+        }
+        if hands.is_embedder(&load.model) {
+            self.load_embedder(unload.to_vec(), load.clone());
             return;
         }
         if hands.swap(unload, load, Reason::Embed).await.is_err() {
