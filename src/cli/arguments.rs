@@ -135,8 +135,8 @@ pub(super) struct Serve {
         long,
         env = "FOREMAN_MAX_WAIT",
         value_name = "DURATIONS",
-        help = "How long a job may wait, for interactive ones such as 2m, or by class [default: \
-                interactive=2m,normal=10m,batch=6h]"
+        help = "How long a job may wait, for interactive ones such as 2m, or by class, and \
+                an embed [default: interactive=2m,normal=10m,batch=6h,embed=20s]"
     )]
     max_wait: Option<String>,
     /// Whether a model is kept for a client that will be back: auto, off, or a duration [default: auto]

@@ -11,6 +11,14 @@ use super::values::{count, positive};
 const MAX_WAIT_DEFAULTS: [Duration; 3] =
     [Duration::from_secs(2 * 60), Duration::from_secs(10 * 60), Duration::from_secs(6 * 60 * 60)];
 
+/// How long an embed may wait for a model that does not fit beside what is resident. Longer than the few seconds of a load
+/// and a visit, since each turn of an embedder costs the chats two loads; shorter than the limit of clients that give up
+/// after 30 s without a byte, which an embed waits for in silence.
+const EMBED_WAIT_DEFAULT: Duration = Duration::from_secs(20);
+
+/// Names embeds among the classes.
+const EMBED: &str = "embed";
+
 /// Longer than this nothing is worth waiting for, and a number with a wrong unit is likely.
 const MAX_WAIT_MAX: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
@@ -26,22 +34,44 @@ pub(super) struct MaxQueue {
     pub(super) by_class: [Option<u64>; 3],
 }
 
-/// Reads `FOREMAN_MAX_WAIT`: a value without a class is for interactive jobs.
-pub(super) fn max_wait(text: &str) -> Result<[Duration; 3], String> {
-    const ALLOWED: &str = "a duration for interactive jobs such as 2m, or for any of the classes \
-        such as interactive=2m,normal=10m,batch=6h, each above zero and at most 30 days";
+/// How long things may wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct MaxWait {
+    /// Jobs of each class, by [`Class::ALL`].
+    pub(super) by_class: [Duration; 3],
+    /// Embeds.
+    pub(super) embed: Duration,
+}
+
+/// Reads `FOREMAN_MAX_WAIT`: a value without a class is for interactive jobs, `embed` for embeds.
+pub(super) fn max_wait(text: &str) -> Result<MaxWait, String> {
+    const ALLOWED: &str = "a duration for interactive jobs such as 2m, or for any of the classes and for embeds \
+        such as interactive=2m,normal=10m,batch=6h,embed=20s, each above zero and at most 30 days";
     let wait = |text: &str| positive(text).ok().filter(|wait| *wait <= MAX_WAIT_MAX);
-    let given = read(text, wait).ok_or(ALLOWED)?;
+    let is_embed = |part: &&str| {
+        part.split_once('=').is_some_and(|(name, _)| name.trim().eq_ignore_ascii_case(EMBED))
+    };
+    let (embeds, classes): (Vec<&str>, Vec<&str>) = text.split(',').partition(is_embed);
+    let embed = match embeds.as_slice() {
+        [] => EMBED_WAIT_DEFAULT,
+        [part] => part.split_once('=').and_then(|(_, text)| wait(text.trim())).ok_or(ALLOWED)?,
+        _ => return Err(ALLOWED.to_owned()),
+    };
+    if classes.is_empty() {
+        return Ok(MaxWait { by_class: MAX_WAIT_DEFAULTS, embed });
+    }
+    let given = read(&classes.join(","), wait).ok_or(ALLOWED)?;
     let [interactive, normal, batch] = given.by_class;
     if given.bare.is_some() && interactive.is_some() {
         return Err(ALLOWED.to_owned());
     }
     let [for_interactive, for_normal, for_batch] = MAX_WAIT_DEFAULTS;
-    Ok([
+    let by_class = [
         given.bare.or(interactive).unwrap_or(for_interactive),
         normal.unwrap_or(for_normal),
         batch.unwrap_or(for_batch),
-    ])
+    ];
+    Ok(MaxWait { by_class, embed })
 }
 
 /// Reads `FOREMAN_MAX_QUEUE`: a value without a class is the total.
@@ -83,18 +113,23 @@ mod tests {
 
     #[test]
     fn a_wait_is_for_interactive_jobs_or_for_classes_by_name() {
-        for (text, wanted_s) in [
-            ("2m", [120, 600, 21_600]),
-            ("90", [90, 600, 21_600]),
-            ("batch=1h", [120, 600, 3_600]),
-            ("interactive=1m,normal=5m,batch=30d", [60, 300, 2_592_000]),
-            (" Batch = 1h , 3m ", [180, 600, 3_600]),
+        for (text, wanted_s, embed_s) in [
+            ("2m", [120, 600, 21_600], 20),
+            ("90", [90, 600, 21_600], 20),
+            ("batch=1h", [120, 600, 3_600], 20),
+            ("interactive=1m,normal=5m,batch=30d", [60, 300, 2_592_000], 20),
+            (" Batch = 1h , 3m ", [180, 600, 3_600], 20),
+            ("embed=5s", [120, 600, 21_600], 5),
+            ("3m, Embed = 1m ,batch=1h", [180, 600, 3_600], 60),
         ] {
-            assert_eq!(max_wait(text), Ok(wanted_s.map(Duration::from_secs)), "{text}");
+            let by_class = wanted_s.map(Duration::from_secs);
+            let wanted = MaxWait { by_class, embed: Duration::from_secs(embed_s) };
+            assert_eq!(max_wait(text), Ok(wanted), "{text}");
         }
         for text in ["0", "soon", "urgent=1m", "2m,3m", "2m,interactive=3m", "batch=1m,batch=2m"]
             .into_iter()
             .chain(["batch=", "2m,", "=2m", "batch=0s", "31d", "batch=1m=2m"])
+            .chain(["embed=0s", "embed=", "embed=1s,embed=2s", "embed=31d", "embed=5s,"])
         {
             assert!(max_wait(text).unwrap_err().contains("batch=6h"), "{text}");
         }

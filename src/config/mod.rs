@@ -87,6 +87,8 @@ pub struct Config {
     ///
     /// [`Class::ALL`]: crate::domain::job::Class::ALL
     pub max_wait: [Duration; 3],
+    /// How long an embed may wait for a model that does not fit beside what is resident.
+    pub embed_wait: Duration,
     /// Whether a model is kept a moment for a client that will be back.
     pub hold: HoldSetting,
     /// Jobs of one load key that may run at once; at least 1.
@@ -280,6 +282,7 @@ fn read(raw: &Raw, faults: &mut Faults) -> Option<Config> {
         max_queue_bytes: queue_bytes?,
         connections_max: connections?,
         max_wait: rules?.max_wait,
+        embed_wait: rules?.embed_wait,
         hold: rules?.hold,
         parallel: rules?.parallel,
         beside: rules?.beside,

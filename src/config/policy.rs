@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::domain::schedule::{Beside, Hold, Policy};
 
-use super::classes::max_wait;
+use super::classes::{MaxWait, max_wait};
 use super::values::{HoldSetting, beside, hold, parallel};
 use super::{Config, Fault, Faults, Raw};
 
@@ -12,6 +12,7 @@ use super::{Config, Fault, Faults, Raw};
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rules {
     pub(super) max_wait: [Duration; 3],
+    pub(super) embed_wait: Duration,
     pub(super) hold: HoldSetting,
     pub(super) parallel: usize,
     pub(super) beside: Beside,
@@ -23,7 +24,8 @@ pub(super) fn rules(raw: &Raw, faults: &mut Faults) -> Option<Rules> {
     let hold = faults.read("FOREMAN_HOLD", raw.hold.as_ref(), "auto", hold);
     let parallel = faults.read("FOREMAN_PARALLEL", raw.parallel.as_ref(), "1", parallel);
     let beside = faults.read("FOREMAN_BESIDE", raw.beside.as_ref(), "auto", beside);
-    Some(Rules { max_wait: max_wait?, hold: hold?, parallel: parallel?, beside: beside? })
+    let MaxWait { by_class: max_wait, embed: embed_wait } = max_wait?;
+    Some(Rules { max_wait, embed_wait, hold: hold?, parallel: parallel?, beside: beside? })
 }
 
 /// The rules of the scheduler by themselves; nothing else that was typed is looked at.
@@ -38,8 +40,8 @@ pub fn policy(raw: &Raw) -> Result<Policy, Vec<Fault>> {
 impl Config {
     /// The rules of the scheduler.
     pub fn policy(&self) -> Policy {
-        let Config { max_wait, hold, parallel, beside, .. } = *self;
-        Rules { max_wait, hold, parallel, beside }.policy()
+        let Config { max_wait, embed_wait, hold, parallel, beside, .. } = *self;
+        Rules { max_wait, embed_wait, hold, parallel, beside }.policy()
     }
 }
 
@@ -48,6 +50,7 @@ impl Rules {
         let millis = |wait: Duration| i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
         Policy {
             max_wait_ms: self.max_wait.map(millis),
+            embed_wait_ms: millis(self.embed_wait),
             hold: match self.hold {
                 HoldSetting::Auto => Hold::Auto,
                 HoldSetting::Off => Hold::Off,

@@ -225,7 +225,8 @@ impl<'a> Day<'a> {
                 let next_us = self.events.peek().map_or(u64::MAX, |Reverse((at_us, _))| *at_us);
                 self.now_us = until_us.max(self.now_us + US_PER_MS).min(next_us.max(self.now_us));
             }
-            Decision::Busy | Decision::Idle { .. } => return false,
+            // No trace has embeds.
+            Decision::LoadEmbedder { .. } | Decision::Busy | Decision::Idle { .. } => return false,
         }
         true
     }

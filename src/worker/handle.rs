@@ -11,7 +11,9 @@ use crate::domain::model::ModelName;
 use crate::shutdown::Tasks;
 use crate::store::Store;
 
+use super::Tools;
 use super::border::{BorderHold, Chore};
+use super::embeds::Embeds;
 use super::mind::{Arrival, Mind};
 use super::output::{End, Output, Refusal};
 use super::outputs::Outputs;
@@ -27,6 +29,7 @@ pub struct WorkerHandle {
     chores: mpsc::Sender<Chore>,
     mind: Mind,
     searches: Searches,
+    embeds: Embeds,
     store: Store,
     tasks: Tasks,
 }
@@ -79,12 +82,21 @@ impl WorkerHandle {
         outputs: Arc<Outputs>,
         chores: mpsc::Sender<Chore>,
         mind: Mind,
-        store: Store,
-        tasks: Tasks,
+        tools: &Tools,
     ) -> WorkerHandle {
-        let (wake, deadlines, counts) = (Arc::default(), Arc::default(), Arc::default());
-        let searches = Searches::default();
-        WorkerHandle { outputs, wake, deadlines, counts, chores, mind, searches, store, tasks }
+        let wake: Arc<Notify> = Arc::default();
+        WorkerHandle {
+            outputs,
+            deadlines: Arc::default(),
+            counts: Arc::default(),
+            chores,
+            searches: Searches::default(),
+            embeds: Embeds::new(Arc::clone(&wake), mind.clone(), tools.clock.clone()),
+            wake,
+            mind,
+            store: tools.store.clone(),
+            tasks: tools.tasks.clone(),
+        }
     }
 
     /// The database.
@@ -117,14 +129,9 @@ impl WorkerHandle {
         self.mind.as_json()
     }
 
-    /// Has a model that embeds wait for made resident at the next job border. Returns when that was done, or could not be.
-    pub async fn load_for_embeds(&self, model: ModelName) {
-        let (done, finished) = oneshot::channel();
-        if self.chores.send(Chore::Embed { model, done }).await.is_ok() {
-            self.wake();
-            // It is never sent, only dropped.
-            drop(finished.await);
-        }
+    /// The embeds.
+    pub fn embeds(&self) -> &Embeds {
+        &self.embeds
     }
 
     /// The outputs of open jobs.

@@ -44,7 +44,8 @@ impl Worker {
 
     /// The board of now.
     pub(super) fn board(&self, waiting: &[WaitingLane]) -> Board {
-        let waiting: Vec<Waiting> = waiting.iter().filter_map(WaitingLane::ready).collect();
+        let mut waiting: Vec<Waiting> = waiting.iter().filter_map(WaitingLane::ready).collect();
+        self.add_embeds(&mut waiting);
         let tools = &self.hands.tools;
         let (mind, held, now_ms) =
             (self.hands.handle.mind(), tools.residency.held(), tools.clock.now_ms());
@@ -58,6 +59,35 @@ impl Worker {
         );
         board.in_flight = self.in_flight.lanes();
         board
+    }
+
+    /// Lets those embeds go on that need not wait any more, and adds the others to what waits. Those of a model that also
+    /// generates wait with its interactive jobs.
+    fn add_embeds(&self, waiting: &mut Vec<Waiting>) {
+        let hands = &self.hands;
+        let (embeds, residency) = (hands.handle.embeds(), &hands.tools.residency);
+        let serves = |key: &LoadKey| residency.serves(key);
+        embeds.release(serves);
+        // Nothing makes room for what does not load anyway.
+        let installed = Installed(&hands.tools.inventory);
+        embeds.let_through(|key| hands.handle.mind().cools_down(key, &installed, hands.now_ms()));
+        for lane in embeds.on_board(serves) {
+            let is_same =
+                |other: &&mut Waiting| other.lane == lane.lane && other.class == lane.class;
+            match waiting.iter_mut().find(is_same) {
+                Some(jobs) => {
+                    jobs.jobs = jobs.jobs.saturating_add(lane.jobs);
+                    jobs.ready_at_ms = jobs.ready_at_ms.min(lane.ready_at_ms);
+                }
+                None => waiting.push(lane),
+            }
+        }
+    }
+
+    /// Whether an embed waits for its model since ps was last asked: somebody else may have loaded it.
+    pub(super) fn must_ask_for_embeds(&self) -> bool {
+        let newest_ms = self.hands.handle.embeds().newest_waiting_ms();
+        newest_ms.is_some_and(|newest_ms| newest_ms >= self.ps_at_ms)
     }
 
     /// A clock that was set back by more than a correction: what waits and what was learned is brought back with it, so that

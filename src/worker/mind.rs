@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::clock::rfc3339;
 use crate::domain::job::JobId;
-use crate::domain::learning::{Held, LearnedGap, Learning, Models, Trials, Waiting};
+use crate::domain::learning::{Held, LearnedGap, Learning, Models, Waiting};
 use crate::domain::model::{LoadKey, ModelName};
 use crate::domain::schedule::{Board, Decision, Lane, Policy};
 use crate::domain::whom::ClientId;
@@ -20,6 +20,9 @@ const DECISIONS_MAX: usize = 50;
 
 /// Between the names of a set of models in the store. No digest and no name holds it.
 const BETWEEN_NAMES: char = '\n';
+
+/// In the place of a client, in the source of embeds. No client id is this.
+const EMBEDS: &str = "embeds";
 
 /// A job that was admitted.
 #[derive(Debug)]
@@ -125,6 +128,43 @@ impl Mind {
         self.lock().learning.returns.cancelled(id.0.0);
     }
 
+    /// An embed came while no other was there for its model. `number` stands for all that come until none is there.
+    pub(super) fn embeds_began(&self, number: u64, model: &ModelName, now_ms: i64) {
+        let inner = &mut *self.lock();
+        if inner.holding.as_ref() == Some(model) {
+            inner.holding = None;
+            inner.hold_hits += 1;
+        }
+        let (number, text) = (u128::from(number), model.to_string());
+        // Embeds come often: what is learned of them is learned again soon after a restart, and not kept.
+        let learned = inner.learning.returns.arrived(number, Some(EMBEDS), &text, now_ms);
+        tracing::trace!(?learned, "embeds go on");
+    }
+
+    /// An embed has ended; `number` is that of its like, if no other is there for its model.
+    pub(super) fn embed_ended(&self, number: Option<u64>, model: &ModelName, now_ms: i64) {
+        let inner = &mut *self.lock();
+        inner.learning.visits.worked(model, now_ms);
+        if let Some(number) = number {
+            inner.learning.returns.ended(u128::from(number), now_ms);
+        }
+    }
+
+    /// The last embed of these left without an answer.
+    pub(super) fn embeds_left(&self, number: u64) {
+        self.lock().learning.returns.cancelled(u128::from(number));
+    }
+
+    /// What is in memory and may be pushed out by the load of a key.
+    pub(super) fn may_be_pushed_out(
+        &self,
+        key: &LoadKey,
+        held: &[Held],
+        models: &dyn Models,
+    ) -> Vec<ModelName> {
+        self.lock().learning.may_be_pushed_out(key, held, models)
+    }
+
     /// A load succeeded: everything that waits now is its gate. `took_ms` is `None` where it only confirmed what was there.
     pub(super) fn loaded(
         &self,
@@ -174,22 +214,6 @@ impl Mind {
         self.lock().learning.clock_set_back(now_ms);
     }
 
-    /// Until when a model in memory should stay for its load to have been worth it.
-    pub(super) fn stays_until_ms(&self, held: &Held, models: &dyn Models) -> i64 {
-        self.lock().learning.stays_until_ms(held, models)
-    }
-
-    /// Which models have to go before a key is loaded.
-    pub(super) fn victims(
-        &self,
-        key: &LoadKey,
-        held: &[Held],
-        models: &dyn Models,
-        trials: Trials,
-    ) -> Vec<ModelName> {
-        self.lock().learning.victims(Some(key), held, models, trials)
-    }
-
     /// Takes in what is in memory, and what waits for it.
     pub(super) fn see(&self, held: &[Held], waiting: &[Waiting], now_ms: i64) {
         self.lock().learning.see(held, waiting, now_ms);
@@ -225,7 +249,10 @@ impl Mind {
             Decision::Swap { load, class, .. } => {
                 inner.learning.classes.served(&load.to_string(), *class);
             }
-            Decision::Hold { .. } | Decision::Busy | Decision::Idle { .. } => (),
+            Decision::LoadEmbedder { .. }
+            | Decision::Hold { .. }
+            | Decision::Busy
+            | Decision::Idle { .. } => (),
         }
         if let Some(explained) = explain(decision, now_ms) {
             tracing::debug!(decision = explained.decision, job.lane = %explained.subject, reason = explained.reason,
@@ -271,6 +298,10 @@ fn explain(decision: &Decision, now_ms: i64) -> Option<Explained> {
     let (name, subject, reason) = match decision {
         Decision::Run { lane, reason, .. } => ("run", lane.to_string(), *reason),
         Decision::Swap { load, unload, reason, .. } => {
+            let name = if unload.is_empty() { "load" } else { "swap" };
+            (name, load.to_string(), *reason)
+        }
+        Decision::LoadEmbedder { load, unload, reason } => {
             let name = if unload.is_empty() { "load" } else { "swap" };
             (name, load.to_string(), *reason)
         }

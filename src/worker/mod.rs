@@ -8,6 +8,8 @@ mod attempt;
 mod blocked;
 mod border;
 mod conclude;
+mod embedders;
+mod embeds;
 mod flight;
 mod forecast;
 mod handle;
@@ -28,6 +30,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::sync::watch as flag;
 
 use crate::clock::Clock;
 use crate::domain::model::LoadKey;
@@ -42,6 +45,7 @@ use crate::store::{Learned, Store};
 pub use blocked::BlockedLane;
 pub use border::BorderHold;
 use border::Chore;
+pub use embeds::{Embeds, Ticket};
 use flight::InFlight;
 pub use forecast::{Forecast, OfJob, Scene};
 pub use handle::{Counts, WorkerHandle};
@@ -49,7 +53,7 @@ pub use mind::Arrival;
 use mind::Mind;
 pub use searches::{Searches, Searching};
 
-/// Chores that may wait for a border. Each is a person's delete, a reconnect, or an embed whose model is not resident.
+/// Chores that may wait for a border. Each is a person's delete or a reconnect.
 const CHORES_MAX: usize = 256;
 
 /// What the worker is told by the configuration.
@@ -117,8 +121,12 @@ pub struct Worker {
     warned_at_ms: i64,
     /// Keys that went away with nothing in their place yet, and when foreman had loaded them.
     missing: Vec<(LoadKey, i64)>,
-    /// Loads for embeds that would push out a model too early.
-    put_off: Vec<Chore>,
+    /// Whether the load of an embedder is under way: nothing is dispatched meanwhile.
+    is_loading_embedder: bool,
+    embedder_loaded: mpsc::Receiver<()>,
+    embedder_done: mpsc::Sender<()>,
+    /// Whether nothing is in flight, for the watch over that load.
+    border: flag::Sender<bool>,
     /// The jobs in flight.
     in_flight: InFlight,
     landed: mpsc::Receiver<i64>,
@@ -152,16 +160,12 @@ impl Worker {
         let (chore_sender, chores) = mpsc::channel(CHORES_MAX);
         // Each job in flight lands once.
         let (landing, landed) = mpsc::channel(settings.policy.parallel.max(1));
+        // One load of an embedder at a time.
+        let (embedder_done, embedder_loaded) = mpsc::channel(1);
         let folder = tools.store.answers_folder();
         let outputs = Arc::new(outputs::Outputs::new(folder, answer_bytes_max));
         let mind = Mind::new(&past.learned, past.last_seq);
-        let handle = WorkerHandle::new(
-            outputs,
-            chore_sender,
-            mind,
-            tools.store.clone(),
-            tools.tasks.clone(),
-        );
+        let handle = WorkerHandle::new(outputs, chore_sender, mind, &tools);
         let hands = Hands { tools, settings: Arc::new(settings), handle: handle.clone() };
         let worker = Worker {
             hands,
@@ -173,7 +177,10 @@ impl Worker {
             others_used_at_ms: 0,
             warned_at_ms: 0,
             missing: Vec::new(),
-            put_off: Vec::new(),
+            is_loading_embedder: false,
+            embedder_loaded,
+            embedder_done,
+            border: flag::Sender::new(true),
             in_flight: InFlight::default(),
             landed,
             landing,

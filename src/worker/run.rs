@@ -12,6 +12,7 @@ use crate::fail_point;
 use crate::store::{Claim, Extent, StoreError, WaitingLane};
 
 use super::conclude::Conclusion;
+use super::embeds::Watch;
 use super::output::Output;
 use super::{Hands, Worker};
 
@@ -47,6 +48,9 @@ impl Worker {
             while let Ok(seq) = self.landed.try_recv() {
                 self.land(seq);
             }
+            if self.embedder_loaded.try_recv().is_ok() {
+                self.is_loading_embedder = false;
+            }
             let wake = self.hands.handle.waking();
             let woken = wake.notified();
             tokio::pin!(woken);
@@ -66,21 +70,29 @@ impl Worker {
             tokio::select! {
                 () = woken => (),
                 Some(seq) = self.landed.recv() => self.land(seq),
+                Some(()) = self.embedder_loaded.recv() => self.is_loading_embedder = false,
                 () = tokio::time::sleep(rest) => (),
                 () = tasks.draining() => (),
             }
         }
+        self.hands.handle.embeds().close();
         tracing::debug!("the worker has stopped");
     }
 
     fn land(&mut self, seq: i64) {
         self.in_flight.land(seq);
+        self.border.send_replace(self.in_flight.is_empty());
     }
 
     /// One look and what follows from it.
     async fn turn(&mut self) -> Result<Turn, StoreError> {
         let is_border = self.in_flight.is_empty();
-        if self.in_flight.len() >= self.hands.settings.policy.parallel.max(1)
+        let embeds = self.hands.handle.embeds().clone();
+        // From here on each end of an embed is told, so that none is missed.
+        embeds.watch(Watch::EachEnd);
+        let is_full = self.in_flight.len() >= self.hands.settings.policy.parallel.max(1);
+        if self.is_loading_embedder
+            || (is_full && !embeds.are_waiting())
             || (!is_border && !self.chores.is_empty())
         {
             return Ok(Turn::Rest { until: REST_MAX });
@@ -94,7 +106,8 @@ impl Worker {
                 () = tasks.forced() => return Ok(Turn::Acted),
             }
         }
-        if self.hands.tools.residency.is_stale() && !self.refresh_residency().await {
+        let must_ask = self.hands.tools.residency.is_stale() || self.must_ask_for_embeds();
+        if must_ask && !self.refresh_residency().await {
             return Ok(Turn::Acted);
         }
         let mut view = self.look().await?;
@@ -108,8 +121,9 @@ impl Worker {
         let mut decision = decide(&self.board(&view.lanes));
         // A clock that was set back makes it old, too.
         let is_old = (self.hands.now_ms() - self.ps_at_ms).abs() > PS_FRESH_MS;
-        let dispatches = matches!(decision, Decision::Run { .. } | Decision::Swap { .. });
-        if dispatches && (is_old || matches!(decision, Decision::Swap { .. })) {
+        let loads = matches!(decision, Decision::Swap { .. } | Decision::LoadEmbedder { .. });
+        let dispatches = matches!(decision, Decision::Run { .. });
+        if loads || (dispatches && is_old) {
             // A load decision is made on what ps says now, not on what it said at the last poll; and a model that was
             // resident a while ago may have gone, with an Ollama that was restarted or for somebody else's load.
             if !self.refresh_residency().await {
@@ -133,6 +147,10 @@ impl Worker {
         decision: Decision,
         waiting: &[WaitingLane],
     ) -> Result<Turn, StoreError> {
+        let embeds = self.hands.handle.embeds().clone();
+        if !matches!(decision, Decision::Hold { .. } | Decision::Idle { until_ms: Some(_) }) {
+            embeds.watch(Watch::Nothing);
+        }
         match decision {
             // A slot may be free for a job whose delay ends meanwhile.
             Decision::Busy => Ok(Turn::Rest { until: self.rest_until(None).await? }),
@@ -145,11 +163,15 @@ impl Worker {
                 Ok(Turn::Rest { until: self.rest_until(Some(until_ms)).await? })
             }
             Decision::Run { lane, class, reason } => self.dispatch(lane, class, reason).await,
+            Decision::LoadEmbedder { unload, load, .. } => {
+                self.load_embedder(unload, load);
+                Ok(Turn::Acted)
+            }
             Decision::Swap { unload, load, class, reason } => {
                 let text = Lane::Key(load.clone()).to_string();
-                let claim = self.claim_to_load(text, class).await?;
-                if let Some(claim) = claim {
-                    self.swap_and_dispatch(claim, &unload, &load, reason).await;
+                match self.claim_to_load(text, class).await? {
+                    Some(claim) => self.swap_and_dispatch(claim, &unload, &load, reason).await,
+                    None => self.swap_for_embeds(&unload, &load).await,
                 }
                 Ok(Turn::Acted)
             }
@@ -226,10 +248,31 @@ impl Worker {
         }
     }
 
+    /// Loads a model that also generates, as far as is known, where only embeds wait for it.
+    async fn swap_for_embeds(&mut self, unload: &[ModelName], load: &LoadKey) {
+        let hands = &self.hands;
+        if !hands.handle.embeds().wait_for(load) {
+            return;
+        }
+        if let Some(entry) = hands.tools.inventory.find(&load.model) {
+            // An Ollama whose tags do not tell is asked, once for a digest.
+            hands.tools.inventory.capabilities(&entry).await;
+        }
+        if hands.is_embedder(&load.model) {
+            self.load_embedder(unload.to_vec(), load.clone());
+            return;
+        }
+        if hands.swap(unload, load, load.model.as_str(), Reason::Embed).await.is_err() {
+            tracing::warn!(load.key = %load, "a model that embeds wait for could not be loaded");
+        }
+        hands.let_embeds_go(load);
+    }
+
     /// Starts a claimed job; the loop goes on meanwhile.
     fn take_off(&mut self, claim: Claim, lane: Lane, load_ms: i64) {
         let (seq, hands, landing) = (claim.seq, self.hands.clone(), self.landing.clone());
         self.in_flight.take_off(seq, lane.clone());
+        self.border.send_replace(false);
         self.hands.tools.tasks.spawn_vital("job", async move {
             hands.fly(claim, &lane, load_ms).await;
             if landing.send(seq).await.is_err() {

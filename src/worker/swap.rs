@@ -62,6 +62,8 @@ impl Hands {
         asked: &str,
         reason: Reason,
     ) -> Result<(), Conclusion> {
+        // Held to the end of the load, so that nobody pushes out what has just been loaded.
+        let _hold = self.hold_embeds(load, unload).await;
         let began_ms = self.now_ms();
         for victim in unload {
             // A victim that stays would leave the choice to Ollama: the swap is tried again later instead.
@@ -175,6 +177,12 @@ impl Hands {
         for model in &gone {
             self.tools.residency.unloaded(model);
         }
+        if !gone.is_empty() {
+            // What is left was seen together.
+            let left: Vec<ModelName> =
+                kept.iter().filter(|model| !is_gone(model)).cloned().collect();
+            self.learn_fit(load, &left, true);
+        }
         kept.iter().filter(is_gone).count()
     }
 
@@ -197,7 +205,10 @@ impl Hands {
     }
 
     /// Keeps something learned over a restart, beside the worker's further work. Losing it costs a measurement.
-    fn keep(&self, writing: impl Future<Output = Result<(), StoreError>> + Send + 'static) {
+    pub(super) fn keep(
+        &self,
+        writing: impl Future<Output = Result<(), StoreError>> + Send + 'static,
+    ) {
         self.tools.tasks.spawn(async move {
             if let Err(fault) = writing.await {
                 tracing::debug!(db.error = %fault, "what was learned is not kept");
@@ -220,10 +231,11 @@ impl Hands {
         }
     }
 
-    /// Asks Ollama to unload a model and waits until ps no longer lists it. A model that was deleted while it was resident
+    /// Asks Ollama to unload a model and waits until ps no longer lists it. Its embeds are held meanwhile. A model that was deleted while it was resident
     /// can no longer be unloaded by name: that is logged and no fault.
     pub(super) async fn unload(&self, model: &ModelName) -> Result<(), Conclusion> {
         let began_ms = self.now_ms();
+        let _hold = self.handle.embeds().hold_new(vec![model.clone()]);
         fail_point::reach("unload.before");
         let reply = match self.tools.ollama.unload(model.as_str()).await {
             Ok(reply) => reply,

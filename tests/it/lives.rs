@@ -230,6 +230,7 @@ impl Life<'_> {
         self.learning.see(&held, &waiting, self.now_ms);
         let board = self.learning.board(self.now_ms, &waiting, &held, &NamesOnly, &policy);
         match decide(&board) {
+            Decision::LoadEmbedder { .. } => panic!("no embeds here"),
             Decision::Busy => panic!("nothing is in flight"),
             Decision::Idle { until_ms } => {
                 let next = self.store().next_ready_at_ms(self.now_ms).await.unwrap();

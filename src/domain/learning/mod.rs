@@ -8,6 +8,7 @@ mod blocked;
 mod breaker;
 mod classes;
 mod cooling;
+mod embedders;
 mod load_times;
 mod rates;
 mod returns;
@@ -102,7 +103,7 @@ pub struct Held {
     pub model: ModelName,
     /// The key it was loaded with, where foreman knows it.
     pub key: Option<LoadKey>,
-    /// Whether it serves embeddings only. It is never the worker's model and never a victim.
+    /// Whether it serves embeddings only. It makes room only for what is known not to fit beside it.
     pub is_embedder: bool,
 }
 
@@ -216,12 +217,12 @@ impl Learning {
             heads.entry(&waiting.lane).or_default().push(waiting);
         }
         let of_lane = |(lane, waiting): (&Lane, Vec<&Waiting>)| {
-            let text = lane.to_string();
+            let text = key_text(lane);
             let head = |waiting: &Waiting| Head {
                 class: waiting.class,
                 seq: waiting.seq,
                 ready_at_ms: waiting.ready_at_ms,
-                due_at_ms: policy.due_at_ms(waiting.class, waiting.ready_at_ms),
+                due_at_ms: policy.due_in_lane_at_ms(lane, waiting.class, waiting.ready_at_ms),
                 jobs: waiting.jobs,
                 served: self.classes.last_served(&text, waiting.class),
             };
@@ -240,7 +241,8 @@ impl Learning {
         models: &dyn Models,
         beside: Beside,
     ) -> Queue {
-        let text = lane.to_string();
+        let text = key_text(lane);
+        let (victims, unload) = self.must_go(lane, held, models, beside);
         let size_bytes = lane.key().and_then(|key| models.size_bytes(&key.model));
         let load_ms = self.load_times.expected_ms(&text, size_bytes);
         let due_at_ms = heads.iter().map(|head| head.due_at_ms).min().unwrap_or(i64::MAX);
@@ -255,15 +257,37 @@ impl Learning {
             heads,
             load_ms,
             service_ms: self.rates.expected_service_ms(&text),
-            victims: self.victims(lane.key(), held, models, Trials::None.within(beside)),
-            unload: self.victims(lane.key(), held, models, Trials::One.within(beside)),
+            victims,
+            unload,
             barred_until_ms: blocked.map_or(0, |blocked| blocked.until_ms),
         }
     }
 
-    /// Which worker models must go before a key is loaded: its own model with other options, and what does not fit beside
-    /// it. What was used last stays rather than what was not; of those never seen beside it as many stay as are tried. All go for a
-    /// request without a key: nobody knows what it loads.
+    /// What has to go for a lane as far as is known, and what of that is unloaded before its load.
+    fn must_go(
+        &self,
+        lane: &Lane,
+        held: &[Held],
+        models: &dyn Models,
+        beside: Beside,
+    ) -> (Vec<ModelName>, Vec<ModelName>) {
+        match lane {
+            Lane::Embeds(key) => {
+                let tried = self.embedder_trials(key, models);
+                let victims = |trials| self.victims_of_embedder(key, held, models, trials);
+                (victims(Trials::None), victims(tried))
+            }
+            Lane::Key(_) | Lane::Unload | Lane::Opaque => {
+                let victims =
+                    |trials: Trials| self.victims(lane.key(), held, models, trials.within(beside));
+                (victims(Trials::None), victims(Trials::One))
+            }
+        }
+    }
+
+    /// Which models must go before a key is loaded: its own model with other options, and what does not fit beside it, of the
+    /// embedders only what is known not to. Of the others, what was used last stays rather than what was not; of those never
+    /// seen beside it as many stay as are tried. All but embedders go for a request without a key: nobody knows what it loads.
     pub fn victims(
         &self,
         wanted: Option<&LoadKey>,
@@ -272,29 +296,32 @@ impl Learning {
         trials: Trials,
     ) -> Vec<ModelName> {
         let workers = || held.iter().filter(|held| !held.is_embedder);
-        let (Some(wanted), Some(trials)) = (wanted, trials.count()) else {
+        let Some(wanted) = wanted else {
             return workers().map(|held| held.model.clone()).collect();
+        };
+        let (embedders, mut victims) = self.embedders_beside(wanted, held, models);
+        let Some(trials) = trials.count() else {
+            victims.extend(workers().map(|held| held.model.clone()));
+            return victims;
         };
         let mut others: Vec<&Held> = workers().filter(|held| held.model != wanted.model).collect();
         others.sort_by_key(|held| {
             let used_ms = self.visits.of(&held.model).map_or(0, |visit| visit.dry_since_ms);
             (std::cmp::Reverse(used_ms), held.model.clone())
         });
-        let identities = |held: &[&Held]| -> Vec<String> {
-            held.iter().map(|held| models.identity(&held.model)).collect()
-        };
-        let embedders: Vec<&Held> = held.iter().filter(|held| held.is_embedder).collect();
-        let kept = self.fits.keep(
-            &models.identity(&wanted.model),
-            identities(&embedders),
-            identities(&others),
-            trials,
-        );
+        let others = others.iter().map(|held| models.identity(&held.model));
+        let kept = self.fits.keep(&models.identity(&wanted.model), embedders, others, trials);
         let is_victim = |held: &&Held| {
             held.model == wanted.model || !kept.contains(&models.identity(&held.model))
         };
-        workers().filter(is_victim).map(|held| held.model.clone()).collect()
+        victims.extend(workers().filter(is_victim).map(|held| held.model.clone()));
+        victims
     }
+}
+
+/// The name under which a lane is learned about: embeds of a model share its load times with its jobs.
+fn key_text(lane: &Lane) -> String {
+    lane.key().map_or_else(|| lane.to_string(), ToString::to_string)
 }
 
 #[cfg(test)]

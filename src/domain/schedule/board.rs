@@ -21,7 +21,7 @@ pub struct Board {
     pub policy: Policy,
 }
 
-/// A lane with its longest waiting jobs.
+/// A lane with its longest waiting jobs. In a lane of embeds whose model is resident, the embeds under way count as waiting.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Queue {
     /// The lane.
@@ -32,8 +32,7 @@ pub struct Queue {
     pub load_ms: i64,
     /// What one of its jobs is expected to take, once its key is resident.
     pub service_ms: i64,
-    /// Worker models that have to make room for its key, as far as is known; none for a key that fits beside what is
-    /// resident.
+    /// Models that have to make room for its key, as far as is known; none for a key that fits beside what is resident.
     pub victims: Vec<ModelName>,
     /// Those of them to unload before the load. The others were never seen beside the key: they are left, to learn whether
     /// they have to go.
@@ -66,6 +65,15 @@ impl Queue {
     /// How many jobs wait in the lane.
     pub fn jobs(&self) -> u64 {
         self.heads.iter().map(|head| head.jobs).sum()
+    }
+
+    /// How many are kept waiting while its key is not resident. Embeds count as one, however many: they go to Ollama together as
+    /// soon as their model is there, and a flow of them would else end every hold.
+    pub fn waiters(&self) -> u64 {
+        match self.lane {
+            Lane::Embeds(_) => 1,
+            Lane::Key(_) | Lane::Unload | Lane::Opaque => self.jobs(),
+        }
     }
 
     /// The class to serve next: the most urgent one, or one with a job past its due time. Those take turns, the one served
@@ -102,7 +110,7 @@ pub struct Resident {
     pub model: ModelName,
     /// The key it was loaded with; `None` where foreman did not load it, so that its runner options are unknown.
     pub key: Option<LoadKey>,
-    /// Whether it serves embeddings only. It is never the worker's model and never a victim.
+    /// Whether it serves embeddings only. It makes room only for what is known not to fit beside it.
     pub is_embedder: bool,
     /// What is known of its time in memory.
     pub visit: Visit,
@@ -145,6 +153,8 @@ pub struct Absence {
 pub struct Policy {
     /// How long a job of each class should wait at most, by [`Class::ALL`].
     pub max_wait_ms: [i64; 3],
+    /// How long an embed should wait at most for a model that does not fit beside what is resident.
+    pub embed_wait_ms: i64,
     /// Whether and how long a dry key is kept.
     pub hold: Hold,
     /// Jobs of one key in flight at once.
@@ -182,6 +192,7 @@ impl Default for Policy {
         const MINUTE_MS: i64 = 60_000;
         Policy {
             max_wait_ms: [2 * MINUTE_MS, 10 * MINUTE_MS, 6 * 60 * MINUTE_MS],
+            embed_wait_ms: 20_000,
             hold: Hold::Auto,
             parallel: 1,
             beside: Beside::Auto,
@@ -190,6 +201,14 @@ impl Default for Policy {
 }
 
 impl Policy {
+    /// By when what waits in a lane since `ready_at_ms` should be running.
+    pub fn due_in_lane_at_ms(&self, lane: &Lane, class: Class, ready_at_ms: i64) -> i64 {
+        match lane {
+            Lane::Embeds(_) => ready_at_ms.saturating_add(self.embed_wait_ms),
+            Lane::Key(_) | Lane::Unload | Lane::Opaque => self.due_at_ms(class, ready_at_ms),
+        }
+    }
+
     /// By when a job that became ready at `ready_at_ms` should be running.
     pub fn due_at_ms(&self, class: Class, ready_at_ms: i64) -> i64 {
         let index = Class::ALL.iter().position(|other| *other == class).unwrap_or(0);

@@ -43,6 +43,13 @@ impl Fits {
         Verdict::Untried
     }
 
+    /// Whether a model failed beside a single other one and was never seen beside any: one more trial would most likely fail,
+    /// too.
+    pub fn never_fitted(&self, name: &str) -> bool {
+        let with_it = || self.sets.iter().filter(|(set, _)| set.contains(name));
+        with_it().all(|(_, fits)| !fits) && with_it().any(|(set, _)| set.len() == 2)
+    }
+
     /// Takes an observation in; whether it told something new.
     pub fn observe(&mut self, set: BTreeSet<String>, fits: bool) -> bool {
         let known = if fits { Verdict::Fits } else { Verdict::DoesNot };

@@ -9,6 +9,8 @@ use crate::domain::model::LoadKey;
 pub enum Lane {
     /// Jobs that need this key resident.
     Key(LoadKey),
+    /// Embeds of an embedding model. They are no jobs and live in memory only, so the store never has this lane.
+    Embeds(LoadKey),
     /// Clients' own unload requests, of any model.
     Unload,
     /// Requests that could not be placed.
@@ -25,10 +27,10 @@ impl Lane {
         }
     }
 
-    /// The load key of the lane's jobs, where they have one.
+    /// The load key of what waits in the lane, where it has one.
     pub fn key(&self) -> Option<&LoadKey> {
         match self {
-            Lane::Key(key) => Some(key),
+            Lane::Key(key) | Lane::Embeds(key) => Some(key),
             Lane::Unload | Lane::Opaque => None,
         }
     }
@@ -37,11 +39,13 @@ impl Lane {
 /// No model name begins with `!`, so these cannot be load keys.
 const UNLOAD: &str = "!unload";
 const OPAQUE: &str = "!opaque";
+const EMBEDS: &str = "!embeds";
 
 impl fmt::Display for Lane {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Lane::Key(key) => key.fmt(formatter),
+            Lane::Embeds(key) => write!(formatter, "{EMBEDS} {key}"),
             Lane::Unload => formatter.write_str(UNLOAD),
             Lane::Opaque => formatter.write_str(OPAQUE),
         }

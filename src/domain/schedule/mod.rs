@@ -8,6 +8,7 @@
 //! docs/scheduling.md explains the rules, ADR 0012 why they are these.
 
 mod board;
+mod embeds;
 mod fits;
 mod hold;
 mod lane;
@@ -46,6 +47,16 @@ pub enum Decision {
         /// Why.
         reason: Reason,
     },
+    /// Unload these, then load an embedding model, for embeds that wait for it. No job runs for it. Without victims it waits for
+    /// no border.
+    LoadEmbedder {
+        /// The victims, in order.
+        unload: Vec<ModelName>,
+        /// What shall be resident.
+        load: LoadKey,
+        /// Why.
+        reason: Reason,
+    },
     /// Keep what is resident and dispatch nothing until then, unless a job comes.
     Hold {
         /// Until when, in milliseconds since 1970.
@@ -64,6 +75,9 @@ pub enum Decision {
 
 /// Answers what to do next. Same board, same decision.
 pub fn decide(board: &Board) -> Decision {
+    if let Some(load) = embeds::load_beside(board) {
+        return load;
+    }
     if board.in_flight.len() >= board.policy.parallel.max(1) {
         return Decision::Busy;
     }
@@ -85,6 +99,9 @@ pub fn decide(board: &Board) -> Decision {
         return drain(board, &mine);
     }
     let Some(next) = next(board, &others) else { return nothing(board) };
+    if let Some(until_ms) = embeds::victims_kept_until_ms(board, next, &others) {
+        return at_border(board, Decision::Idle { until_ms: Some(until_ms) });
+    }
     match hold(board, &others, next) {
         Some(hold) => at_border(board, hold),
         None => {
@@ -141,7 +158,7 @@ fn is_served(board: &Board, queue: &Queue) -> bool {
                     && board.resident.iter().any(|resident| !resident.is_embedder)
             }
         },
-        Lane::Unload | Lane::Opaque => false,
+        Lane::Embeds(_) | Lane::Unload | Lane::Opaque => false,
     }
 }
 
@@ -197,14 +214,17 @@ fn next<'a>(board: &Board, others: &[&'a Queue]) -> Option<&'a Queue> {
 /// resident key's own load time, counted from when it ran dry.
 fn hold(board: &Board, others: &[&Queue], next: &Queue) -> Option<Decision> {
     let latest_ms = rotate::latest_switch_ms(others);
-    let waiters = others.iter().map(|queue| queue.jobs()).sum();
+    let waiters = others.iter().map(|queue| queue.waiters()).sum();
     let holds = rotate::victims(board, next).filter_map(|victim| {
         let visit = &victim.visit;
         let until_ms = match board.policy.hold {
             Hold::Off => return None,
             Hold::Fixed { ms } => visit.dry_since_ms.saturating_add(ms).min(latest_ms),
             Hold::Auto => {
-                let end_ms = visit.dry_since_ms.saturating_add(visit.load_ms).min(latest_ms);
+                let mut end_ms = visit.dry_since_ms.saturating_add(visit.load_ms).min(latest_ms);
+                if victim.is_embedder {
+                    end_ms = end_ms.min(embeds::stays_for_embeds_until_ms(board, victim));
+                }
                 let pair_ms = visit.load_ms.saturating_add(next.load_ms);
                 let longest_ms = end_ms.saturating_sub(board.now_ms);
                 board.now_ms + hold::best_wait(visit, pair_ms, waiters, longest_ms)?
@@ -221,6 +241,9 @@ fn take_over(board: &Board, queue: &Queue, reason: Reason) -> Decision {
     let Some(head) = queue.first(board.now_ms) else { return Decision::Idle { until_ms: None } };
     match &queue.lane {
         Lane::Key(key) => load(key, head.class, queue.unload.clone(), reason),
+        Lane::Embeds(key) => {
+            Decision::LoadEmbedder { unload: queue.unload.clone(), load: key.clone(), reason }
+        }
         Lane::Unload | Lane::Opaque => {
             Decision::Run { lane: queue.lane.clone(), class: head.class, reason }
         }
@@ -272,5 +295,7 @@ fn fit(wanted: &LoadKey, resident: &[Resident]) -> Fit {
     found
 }
 
+#[cfg(test)]
+mod embed_tests;
 #[cfg(test)]
 mod tests;

@@ -6,6 +6,7 @@
 
 use super::Lane;
 use super::board::{Board, Queue, Resident};
+use super::embeds;
 use super::hold::{absence_at, real};
 
 /// A visit lasts at least this many times its load time, whoever wants its place: loading never takes more than about a ninth
@@ -31,7 +32,8 @@ pub(super) fn others<'a>(board: &'a Board, is_served: &dyn Fn(&Queue) -> bool) -
     let mut others: Vec<&Queue> = board
         .queues
         .iter()
-        .filter(|queue| !is_served(queue) && queue.barred_until_ms <= board.now_ms)
+        .filter(|queue| !is_served(queue) && !embeds::are_served(board, queue))
+        .filter(|queue| queue.barred_until_ms <= board.now_ms)
         .collect();
     others.sort_by_key(|queue| {
         (queue.earliest().map(|head| (head.due_at_ms, head.seq)), queue.lane.clone())
@@ -57,12 +59,21 @@ pub(super) fn is_due(board: &Board, mine: &[&Queue], others: &[&Queue]) -> bool 
     let Some(first) = others.first() else { return false };
     let latest_ms = latest_switch_ms(others);
     let rest_ms = mine.iter().map(|queue| queue.service_ms).max().unwrap_or(0);
-    if board.now_ms.saturating_add(rest_ms) < latest_ms {
+    let is_late = board.now_ms.saturating_add(rest_ms) >= latest_ms;
+    let must_go: Vec<&Resident> = victims(board, first).collect();
+    // An embedder makes room after its stay, late or not: nothing of the worker's is interrupted.
+    if !is_late && !must_go.iter().any(|victim| victim.is_embedder) {
         return false;
     }
     let overdue = others.iter().filter(|queue| is_overdue(queue, board.now_ms)).count();
     let loads = if overdue >= CROWDED_KEYS { RESIDENCE_LOADS_CROWDED } else { RESIDENCE_LOADS };
-    victims(board, first).all(|victim| {
+    must_go.into_iter().all(|victim| {
+        if victim.is_embedder {
+            return embeds::kept_until_ms(board, victim, others).is_none();
+        }
+        if !is_late {
+            return false;
+        }
         let own = lane_of(victim, mine);
         let stays_until_ms = stays_until_ms(victim, loads);
         let turn_ms = latest_ms.max(stays_until_ms);
@@ -99,7 +110,8 @@ fn is_overdue(queue: &Queue, now_ms: i64) -> bool {
     queue.earliest().is_some_and(|head| head.due_at_ms <= now_ms)
 }
 
-fn stays_until_ms(victim: &Resident, loads: i64) -> i64 {
+/// Until when a resident stays for its load to have been worth it, so many load times being its residence.
+pub(super) fn stays_until_ms(victim: &Resident, loads: i64) -> i64 {
     victim.visit.since_ms.saturating_add(victim.visit.load_ms.saturating_mul(loads))
 }
 
@@ -107,13 +119,13 @@ fn stays_until_ms(victim: &Resident, loads: i64) -> i64 {
 pub(super) fn lane_of<'a>(resident: &Resident, mine: &[&'a Queue]) -> Option<&'a Queue> {
     mine.iter().copied().find(|queue| match &queue.lane {
         Lane::Key(key) => key.model == resident.model,
-        Lane::Unload | Lane::Opaque => false,
+        Lane::Embeds(_) | Lane::Unload | Lane::Opaque => false,
     })
 }
 
 /// The gate is what waited when the load finished, or as many jobs as that. A job that was put off since then is ready only
 /// after that.
-fn is_gate_served(victim: &Resident, own: Option<&Queue>) -> bool {
+pub(super) fn is_gate_served(victim: &Resident, own: Option<&Queue>) -> bool {
     let visit = &victim.visit;
     visit.gate_left == 0
         || own.is_none_or(|own| {

@@ -4,21 +4,21 @@ use super::*;
 use crate::domain::model::RunnerOptions;
 use proptest::prelude::*;
 
-const NOW_MS: i64 = 10_000_000;
+pub(super) const NOW_MS: i64 = 10_000_000;
 
-fn key(model: &str, num_ctx: Option<i64>) -> LoadKey {
+pub(super) fn key(model: &str, num_ctx: Option<i64>) -> LoadKey {
     let name = ModelName::parse(model).unwrap().name;
     LoadKey::new(name, RunnerOptions { num_ctx, ..RunnerOptions::default() })
 }
 
-fn head(class: Class, seq: i64, waited_ms: i64) -> Head {
+pub(super) fn head(class: Class, seq: i64, waited_ms: i64) -> Head {
     let ready_at_ms = NOW_MS - waited_ms;
     let due_at_ms = Policy::default().due_at_ms(class, ready_at_ms);
     Head { class, seq, ready_at_ms, due_at_ms, jobs: 1, served: 0 }
 }
 
 /// A lane of a model for which everything else in memory has to go.
-fn queue(model: &str, heads: &[Head]) -> Queue {
+pub(super) fn queue(model: &str, heads: &[Head]) -> Queue {
     Queue {
         lane: Lane::Key(key(model, None)),
         heads: heads.to_vec(),
@@ -30,12 +30,12 @@ fn queue(model: &str, heads: &[Head]) -> Queue {
     }
 }
 
-fn waiting(model: &str, seq: i64, waited_ms: i64) -> Queue {
+pub(super) fn waiting(model: &str, seq: i64, waited_ms: i64) -> Queue {
     queue(model, &[head(Class::Interactive, seq, waited_ms)])
 }
 
 /// Resident for `for_ms`, with a gate that is served.
-fn resident(model: &str, for_ms: i64) -> Resident {
+pub(super) fn resident(model: &str, for_ms: i64) -> Resident {
     let key = key(model, None);
     let visit = Visit {
         since_ms: NOW_MS - for_ms,
@@ -71,17 +71,18 @@ fn board(queues: &[Queue], residents: &[Resident]) -> Board {
 }
 
 /// The model a decision works for, and its reason.
-fn choice(board: &Board) -> (String, &'static str) {
+pub(super) fn choice(board: &Board) -> (String, &'static str) {
     match decide(board) {
         Decision::Run { lane, reason, .. } => (lane.to_string(), reason.name()),
         Decision::Swap { load, reason, .. } => (load.to_string(), reason.name()),
+        Decision::LoadEmbedder { load, reason, .. } => (load.to_string(), reason.name()),
         Decision::Hold { model, .. } => (model.to_string(), "hold"),
         Decision::Busy => (String::new(), "busy"),
         Decision::Idle { .. } => (String::new(), "idle"),
     }
 }
 
-fn told(model: &str, reason: &'static str) -> (String, &'static str) {
+pub(super) fn told(model: &str, reason: &'static str) -> (String, &'static str) {
     (format!("{model}:latest"), reason)
 }
 
@@ -461,6 +462,7 @@ proptest! {
                 let latest = board.queues.iter().filter_map(|queue| queue.earliest()).map(|head| head.due_at_ms).min();
                 prop_assert!(Some(until_ms) <= latest);
             }
+            Decision::LoadEmbedder { .. } => prop_assert!(false, "no embeds wait"),
             Decision::Busy => prop_assert!(!board.in_flight.is_empty()),
             Decision::Idle { .. } => {
                 prop_assert!(board.queues.iter().all(|queue| queue.barred_until_ms > NOW_MS));

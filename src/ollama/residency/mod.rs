@@ -227,6 +227,21 @@ impl Residency {
         self.lock().entries.iter().any(|entry| is_same(&entry.resident.model, model))
     }
 
+    /// Whether a runner in memory serves this key as far as known, by whatever name: an embedder with any options, one that
+    /// foreman did not load, too.
+    pub fn serves(&self, wanted: &LoadKey) -> bool {
+        let is_same = self.sameness();
+        // Under the name that is asked for: the same runner may have been loaded by another.
+        let under_its_name =
+            |key: &LoadKey| LoadKey { model: wanted.model.clone(), options: key.options };
+        let serves = |held: &Held| {
+            let key = held.key.as_ref();
+            held.is_embedder || key.is_none_or(|key| under_its_name(key).serves(wanted))
+        };
+        let held = |entry: &Entry| is_same(&entry.resident.model, &wanted.model);
+        self.lock().entries.iter().any(|entry| held(entry) && serves(&entry.resident))
+    }
+
     /// Whether a model is in memory or on its way there under this very name: then the runner could not be named any more
     /// once this name is gone. Other names may go.
     pub fn goes_by(&self, model: &ModelName) -> bool {

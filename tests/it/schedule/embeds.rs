@@ -15,9 +15,9 @@ fn embeds(stub: &Stub) -> Vec<Value> {
 }
 
 /// Five embeds at once while a chat is in flight: it is not disturbed, one load makes them all run, and that load carries no
-/// input of theirs.
+/// input of theirs. It waits for no border where there is room; `embed_visits` has the same without.
 #[tokio::test]
-async fn an_embedder_that_is_not_resident_is_loaded_once_at_the_border() {
+async fn an_embedder_that_is_not_resident_is_loaded_once_for_all_that_wait() {
     for beside in ["off", "auto"] {
         let stub = Stub::start(StubConfig { max_loaded: 2, ..stub_config(&["a"]) }).await;
         let foreman = Foreman::start_with(&stub, |raw| raw.beside = given(beside)).await.up().await;
@@ -25,6 +25,7 @@ async fn an_embedder_that_is_not_resident_is_loaded_once_at_the_border() {
         stub.hold_tokens();
         let chat = ask(addr, "a", "long");
         stub.wait_until(|snapshot| snapshot.generating.len() == 1).await;
+        stub.hold_loads();
         let clients: Vec<_> = (0..5)
             .map(|number| {
                 let body = json!({ "model": "embed", "input": format!("text {number}") });
@@ -32,10 +33,12 @@ async fn an_embedder_that_is_not_resident_is_loaded_once_at_the_border() {
             })
             .collect();
         foreman.wait_for(|status| status["embeds"]["waiting"] == 5).await;
-        for _ in 0..20 {
-            foreman.status().await;
-        }
-        assert!(embeds(&stub).is_empty(), "nothing is loaded beside a job in flight");
+        stub.wait_until(|snapshot| snapshot.loading.as_deref() == Some("embed:latest")).await;
+        assert_eq!(embeds(&stub).len(), 1, "one load, beside the job in flight");
+        stub.release_loads();
+        stub.wait_for_log(|log| log.iter().filter(|one| one.path == "/api/embed").count() == 6)
+            .await;
+        assert!(!chat.is_finished());
         stub.release_tokens();
         served(chat).await;
         for client in clients {

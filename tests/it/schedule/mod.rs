@@ -4,6 +4,7 @@
 mod agents;
 mod beside;
 mod classes;
+mod embed_visits;
 mod embeds;
 mod external;
 mod failed_loads;
