@@ -33,20 +33,7 @@ pub(super) fn wanted(waiting: &[WaitingLane]) -> Vec<LoadKey> {
 impl Worker {
     /// The board of now.
     pub(super) fn board(&self, waiting: &[WaitingLane]) -> Board {
-        let waiting: Vec<Waiting> = waiting.iter().filter_map(WaitingLane::ready).collect();
-        let tools = &self.hands.tools;
-        let (mind, held, now_ms) =
-            (self.hands.handle.mind(), tools.residency.held(), tools.clock.now_ms());
-        mind.see(&held, &waiting, now_ms);
-        let mut board = mind.board(
-            now_ms,
-            &waiting,
-            &held,
-            &Installed(&tools.inventory),
-            &self.hands.settings.policy,
-        );
-        board.in_flight = self.in_flight.lanes();
-        board
+        self.hands.board(waiting, self.in_flight.lanes())
     }
 
     /// A clock that was set back by more than a correction: what waits and what was learned is brought back with it, so that
@@ -146,6 +133,18 @@ impl Worker {
 }
 
 impl Hands {
+    /// The board of now, with these lanes in flight.
+    pub(super) fn board(&self, waiting: &[WaitingLane], in_flight: Vec<Lane>) -> Board {
+        let waiting: Vec<Waiting> = waiting.iter().filter_map(WaitingLane::ready).collect();
+        let tools = &self.tools;
+        let (mind, held, now_ms) =
+            (self.handle.mind(), tools.residency.held(), tools.clock.now_ms());
+        mind.see(&held, &waiting, now_ms);
+        let (models, policy) = (Installed(&tools.inventory), &self.settings.policy);
+        let board = mind.board(now_ms, &waiting, &held, &models, policy);
+        Board { in_flight, ..board }
+    }
+
     /// Whether a model serves embeddings only, or is the configured embedder: never a victim.
     pub(super) fn is_embedder(&self, model: &ModelName) -> bool {
         self.embedder().is_some_and(|name| self.tools.inventory.is_same(&name, model))

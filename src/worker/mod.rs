@@ -15,6 +15,7 @@ mod outcome;
 pub mod output;
 mod outputs;
 mod patience;
+mod rest_check;
 mod run;
 mod searches;
 mod swap;

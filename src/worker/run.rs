@@ -7,12 +7,13 @@ use crate::clock;
 use crate::domain::job::{Class, Event};
 use crate::domain::model::{LoadKey, ModelName};
 use crate::domain::retry::Fault;
-use crate::domain::schedule::{Decision, Lane, Reason, decide};
+use crate::domain::schedule::{Board, Decision, Lane, Reason, decide};
 use crate::fail_point;
 use crate::store::{Claim, StoreError, WaitingLane};
 
 use super::conclude::Conclusion;
 use super::output::Output;
+use super::rest_check::RestCheck;
 use super::{Hands, Worker};
 
 /// How old what ps said may be when a job is dispatched on it.
@@ -21,7 +22,8 @@ const PS_FRESH_MS: i64 = 5_000;
 /// Pause after a fault of the store's, so that a full disk is not asked a thousand times a second.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
 
-/// The longest the idle worker sleeps without looking: nothing needs it, but a missed wake-up would cost no more.
+/// The longest the idle worker sleeps without looking: for a clock that is set ahead meanwhile. No wake-up is missed
+/// ([`super::rest_check`]).
 const REST_MAX: Duration = Duration::from_secs(30);
 
 /// What a turn came to.
@@ -32,7 +34,26 @@ enum Turn {
     Rest {
         /// For this long, unless woken.
         until: Duration,
+        /// What would end it before.
+        awaited: Awaited,
     },
+}
+
+/// What a resting worker waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Awaited {
+    /// The end of a job in flight, whatever else changes.
+    Landing,
+    /// The return of a client for which a key is held.
+    Return,
+    /// A change of what waits.
+    Change,
+}
+
+impl Turn {
+    fn rest(until: Duration, awaited: Awaited) -> Turn {
+        Turn::Rest { until, awaited }
+    }
 }
 
 impl Worker {
@@ -47,24 +68,29 @@ impl Worker {
             while let Ok(seq) = self.landed.try_recv() {
                 self.land(seq);
             }
-            let wake = self.hands.handle.waking();
-            let woken = wake.notified();
-            tokio::pin!(woken);
+            let (wake, moved) = (self.hands.handle.waking(), self.hands.tools.store.moved());
+            let (woken, moved) = (wake.notified(), moved.notified());
+            tokio::pin!(woken, moved);
             woken.as_mut().enable();
-            let rest = match self.turn().await {
+            moved.as_mut().enable();
+            let (rest, awaited) = match self.turn().await {
                 Ok(Turn::Acted) => continue,
-                Ok(Turn::Rest { until }) => until.min(REST_MAX),
+                Ok(Turn::Rest { until, awaited }) => (until.min(REST_MAX), awaited),
                 Err(StoreError::Closed) => {
                     tasks.break_down("store");
                     continue;
                 }
                 Err(fault) => {
                     tracing::error!(db.error = %fault, "the worker cannot read the queue; it tries again");
-                    STORE_PAUSE
+                    (STORE_PAUSE, Awaited::Landing)
                 }
             };
+            let (hands, in_flight) = (self.hands.clone(), self.in_flight.lanes());
+            let check = RestCheck { hands, in_flight, awaited };
             tokio::select! {
                 () = woken => (),
+                () = moved => (),
+                () = check.lost_wake_up() => (),
                 Some(seq) = self.landed.recv() => self.land(seq),
                 () = tokio::time::sleep(rest) => (),
                 () = tasks.draining() => (),
@@ -83,7 +109,7 @@ impl Worker {
         if self.in_flight.len() >= self.hands.settings.policy.parallel.max(1)
             || (!is_border && !self.chores.is_empty())
         {
-            return Ok(Turn::Rest { until: REST_MAX });
+            return Ok(Turn::rest(REST_MAX, Awaited::Landing));
         }
         let tasks = self.hands.tools.tasks.clone();
         self.notice_outages();
@@ -105,7 +131,8 @@ impl Worker {
                 () = tasks.forced() => return Ok(Turn::Acted),
             }
         }
-        let mut decision = decide(&self.board(&waiting));
+        let mut board = self.board(&waiting);
+        let mut decision = decide(&board);
         // A clock that was set back makes it old, too.
         let is_old = (self.hands.now_ms() - self.ps_at_ms).abs() > PS_FRESH_MS;
         let dispatches = matches!(decision, Decision::Run { .. } | Decision::Swap { .. });
@@ -115,30 +142,35 @@ impl Worker {
             if !self.refresh_residency().await {
                 return Ok(Turn::Acted);
             }
-            decision = decide(&self.board(&waiting));
+            board = self.board(&waiting);
+            decision = decide(&board);
         }
         if tasks.is_draining() {
             return Ok(Turn::Acted);
         }
         self.hands.handle.mind().decided(&decision, self.hands.now_ms());
-        self.act(decision, &waiting).await
+        self.act(decision, &board, &waiting).await
     }
 
     async fn act(
         &mut self,
         decision: Decision,
+        board: &Board,
         waiting: &[WaitingLane],
     ) -> Result<Turn, StoreError> {
         match decision {
-            // A slot may be free for a job whose delay ends meanwhile.
-            Decision::Busy => Ok(Turn::Rest { until: self.rest_until(None).await? }),
+            // A slot may be free for a job whose delay ends meanwhile, or for one that goes first once it is late.
+            Decision::Busy => {
+                let until = self.rest_until(board.next_due_at_ms()).await?;
+                Ok(Turn::rest(until, Awaited::Change))
+            }
             Decision::Idle { until_ms } => {
                 let wanted = super::look::wanted(waiting);
-                Ok(Turn::Rest { until: self.rest(&wanted, until_ms).await? })
+                Ok(Turn::rest(self.rest(&wanted, until_ms).await?, Awaited::Change))
             }
             Decision::Hold { until_ms, .. } => {
                 // A job of the held key may be among those whose delay ends meanwhile.
-                Ok(Turn::Rest { until: self.rest_until(Some(until_ms)).await? })
+                Ok(Turn::rest(self.rest_until(Some(until_ms)).await?, Awaited::Return))
             }
             Decision::Run { lane, class, reason } => self.dispatch(lane, class, reason).await,
             Decision::Swap { unload, load, class, reason } => {
@@ -247,7 +279,7 @@ impl Worker {
     /// How long until then, or until the delay of a job ends.
     async fn rest_until(&self, until_ms: Option<i64>) -> Result<Duration, StoreError> {
         let now_ms = self.hands.now_ms();
-        let next_ready = self.hands.tools.store.next_ready_at_ms(now_ms).await?;
+        let next_ready = self.hands.tools.store.next_ready_at_ms().await?;
         let next = next_ready.into_iter().chain(until_ms).min();
         let wait_ms = next.map_or(i64::MAX, |at_ms| (at_ms - now_ms).max(1));
         Ok(Duration::from_millis(u64::try_from(wait_ms).unwrap_or(1)))
