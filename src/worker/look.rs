@@ -8,6 +8,7 @@ use crate::store::{StoreError, WaitingLane};
 
 use super::handle::add;
 use super::mind::Installed;
+use super::ps_question::PsAnswer;
 use super::{Hands, Worker};
 
 /// A clock is set back by less than this all the time.
@@ -68,10 +69,11 @@ impl Worker {
     /// Asks ps. `false` if the upstream is away: then there is nothing to decide. A ps that is merely slow (it waits for
     /// locks during swaps) leaves what is known.
     pub(super) async fn refresh_residency(&mut self) -> bool {
-        let asked_at_ms = self.hands.now_ms();
+        let Some(PsAnswer { asked, asked_at_ms, listed }) = self.ask_ps().await else {
+            return true;
+        };
         let tools = &self.hands.tools;
-        let asked = tools.residency.asking();
-        match tools.inventory.ps(&tools.ollama).await {
+        match listed {
             Ok(ps) => {
                 self.ps_at_ms = asked_at_ms;
                 for entry in ps.iter().filter_map(|listed| tools.inventory.find(&listed.listed)) {

@@ -15,6 +15,7 @@ mod outcome;
 pub mod output;
 mod outputs;
 mod patience;
+mod ps_question;
 mod rest_check;
 mod run;
 mod searches;
@@ -42,6 +43,7 @@ use flight::InFlight;
 pub use handle::{Counts, Forecast, WorkerHandle};
 pub use mind::Arrival;
 use mind::Mind;
+use ps_question::PsQuestion;
 pub use searches::{Searches, Searching};
 
 /// Chores that may wait for a border. Each is a person's delete, a reconnect, or an embed whose model is not resident.
@@ -100,8 +102,10 @@ pub struct Worker {
     chores: mpsc::Receiver<Chore>,
     /// The outages of the upstream up to which its memory was asked about.
     outages_seen: u64,
-    /// When ps was last asked.
+    /// When ps was last asked, of the questions that it answered.
     ps_at_ms: i64,
+    /// The question to ps that is out.
+    ps_question: Option<PsQuestion>,
     /// The latest time seen, to notice a clock that is set back.
     seen_ms: i64,
     /// When somebody else's loads were last warned about.
@@ -159,6 +163,7 @@ impl Worker {
             chores,
             outages_seen: 0,
             ps_at_ms: 0,
+            ps_question: None,
             seen_ms: 0,
             warned_at_ms: 0,
             missing: Vec::new(),
