@@ -33,7 +33,8 @@ pub(super) async fn status(edge: &Edge, caller: &Caller) -> Result<Value, StoreE
         Some(owner) => edge.store.overview_of(owner, JOBS_LISTED_MAX).await?,
         None => edge.store.overview(order.clone(), JOBS_LISTED_MAX).await?,
     };
-    let depth: u64 = overview.lanes.iter().map(|lane| lane.depth).sum();
+    let in_lanes: u64 = overview.lanes.iter().map(|lane| lane.depth).sum();
+    let depth = in_lanes.saturating_add(overview.unattended);
     Ok(json!({
         "service": "foreman",
         "version": env!("CARGO_PKG_VERSION"),
@@ -46,6 +47,7 @@ pub(super) async fn status(edge: &Edge, caller: &Caller) -> Result<Value, StoreE
         "running": overview.live.iter().map(|job| running(edge, job, now_ms)).collect::<Vec<_>>(),
         "queue": {
             "depth": depth,
+            "unattended": overview.unattended,
             "scheduled": stored(&overview, State::Queued).saturating_sub(depth),
             "lingering": edge.lingering.len(),
             "lanes": if sees_all { lanes(&overview.lanes, &order, now_ms) } else { Vec::new() },

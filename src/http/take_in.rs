@@ -189,10 +189,8 @@ async fn store(
             return Ok(None);
         }
         Ok(Admission::Found { id, by }) => {
-            if by == FoundBy::Return {
-                // Its job is of another class again, which no change of state tells.
-                edge.worker.wake();
-            }
+            // One that was set aside waits in the queue again, which no change of state tells.
+            edge.worker.wake();
             Ok(Some((id, by)))
         }
         Ok(Admission::KeyTaken { id }) => Err(intake::key_taken(id)),

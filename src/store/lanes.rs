@@ -100,7 +100,7 @@ impl Store {
 }
 
 /// No retry waits longer than this. A job that seems to was put back while the clock was ahead: it is ready.
-const DELAY_MS_MAX: i64 = 120_000;
+pub(super) const DELAY_MS_MAX: i64 = 120_000;
 
 /// Delays ended in one write, so that a hundred thousand jobs scheduled for one time do not hold admissions up. The rest
 /// follows with the next look.

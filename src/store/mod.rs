@@ -26,6 +26,7 @@ mod recovery;
 mod retention;
 mod rows;
 mod schema;
+mod set_aside;
 mod space;
 mod trace;
 mod turns;

@@ -32,9 +32,9 @@ pub(super) fn wanted(waiting: &[WaitingLane]) -> Vec<LoadKey> {
 }
 
 impl Worker {
-    /// The board of now.
+    /// The board of now. Jobs in flight that nobody waits for are not on it: they make room.
     pub(super) fn board(&self, waiting: &[WaitingLane]) -> Board {
-        self.hands.board(waiting, self.in_flight.lanes())
+        self.hands.board(waiting, self.in_flight.attended())
     }
 
     /// A clock that was set back by more than a correction: what waits and what was learned is brought back with it, so that
@@ -46,6 +46,7 @@ impl Worker {
             self.hands.tools.store.clamp_ready(now_ms).await?;
             self.hands.handle.mind().clock_set_back(now_ms);
             self.hands.tools.residency.clock_set_back(now_ms);
+            self.quiet_since_ms = self.quiet_since_ms.min(now_ms);
             for (_, since_ms) in &mut self.missing {
                 *since_ms = (*since_ms).min(now_ms);
             }

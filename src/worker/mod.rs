@@ -20,6 +20,7 @@ mod rest_check;
 mod run;
 mod searches;
 mod swap;
+mod unattended;
 mod watch;
 
 use std::sync::Arc;
@@ -110,6 +111,8 @@ pub struct Worker {
     seen_ms: i64,
     /// When somebody else's loads were last warned about.
     warned_at_ms: i64,
+    /// Since when nothing that somebody waits for was ready or in flight.
+    quiet_since_ms: i64,
     /// Keys that went away with nothing in their place yet, and when foreman had loaded them.
     missing: Vec<(LoadKey, i64)>,
     /// Loads for embeds that would push out a model too early.
@@ -157,6 +160,7 @@ impl Worker {
             tools.store.clone(),
             tools.tasks.clone(),
         );
+        let now_ms = tools.clock.now_ms();
         let hands = Hands { tools, settings: Arc::new(settings), handle: handle.clone() };
         let worker = Worker {
             hands,
@@ -165,6 +169,7 @@ impl Worker {
             ps_at_ms: 0,
             ps_question: None,
             seen_ms: 0,
+            quiet_since_ms: now_ms,
             warned_at_ms: 0,
             missing: Vec::new(),
             put_off: Vec::new(),

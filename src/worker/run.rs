@@ -17,17 +17,17 @@ use super::rest_check::RestCheck;
 use super::{Hands, Worker};
 
 /// How old what ps said may be when a job is dispatched on it.
-const PS_FRESH_MS: i64 = 5_000;
+pub(super) const PS_FRESH_MS: i64 = 5_000;
 
 /// Pause after a fault of the store's, so that a full disk is not asked a thousand times a second.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
 
 /// The longest the idle worker sleeps without looking: for a clock that is set ahead meanwhile. No wake-up is missed
 /// ([`super::rest_check`]).
-const REST_MAX: Duration = Duration::from_secs(30);
+pub(super) const REST_MAX: Duration = Duration::from_secs(30);
 
 /// What a turn came to.
-enum Turn {
+pub(super) enum Turn {
     /// Something was done; look again.
     Acted,
     /// Nothing can be dispatched now: nothing is ready, a key is held, or a job in flight has to end first.
@@ -51,7 +51,7 @@ pub(super) enum Awaited {
 }
 
 impl Turn {
-    fn rest(until: Duration, awaited: Awaited) -> Turn {
+    pub(super) fn rest(until: Duration, awaited: Awaited) -> Turn {
         Turn::Rest { until, awaited }
     }
 }
@@ -85,7 +85,7 @@ impl Worker {
                     (STORE_PAUSE, Awaited::Landing)
                 }
             };
-            let (hands, in_flight) = (self.hands.clone(), self.in_flight.lanes());
+            let (hands, in_flight) = (self.hands.clone(), self.in_flight.attended());
             let check = RestCheck { hands, in_flight, awaited };
             tokio::select! {
                 () = woken => (),
@@ -106,10 +106,11 @@ impl Worker {
     /// One look and what follows from it.
     async fn turn(&mut self) -> Result<Turn, StoreError> {
         let is_border = self.in_flight.is_empty();
-        if self.in_flight.len() >= self.hands.settings.policy.parallel.max(1)
-            || (!is_border && !self.chores.is_empty())
-        {
-            return Ok(Turn::rest(REST_MAX, Awaited::Landing));
+        let is_full = self.in_flight.len() >= self.hands.settings.policy.parallel.max(1);
+        let has_chores = !is_border && !self.chores.is_empty();
+        if has_chores || (is_full && !self.in_flight.has_unattended()) {
+            // Whoever asked for a chore waits, too.
+            return Ok(self.interrupt_unattended());
         }
         let tasks = self.hands.tools.tasks.clone();
         self.notice_outages();
@@ -148,6 +149,12 @@ impl Worker {
         if tasks.is_draining() {
             return Ok(Turn::Acted);
         }
+        if !board.queues.is_empty() || !board.in_flight.is_empty() {
+            self.quiet_since_ms = board.now_ms;
+        }
+        if let Some(turn) = self.yield_to(&decision) {
+            return Ok(turn);
+        }
         self.hands.handle.mind().decided(&decision, self.hands.now_ms());
         self.act(decision, &board, &waiting).await
     }
@@ -166,7 +173,10 @@ impl Worker {
             }
             Decision::Idle { until_ms } => {
                 let wanted = super::look::wanted(waiting);
-                Ok(Turn::rest(self.rest(&wanted, until_ms).await?, Awaited::Change))
+                match self.in_flight.is_empty() {
+                    true => self.run_unattended(&wanted, until_ms).await,
+                    false => Ok(Turn::rest(self.rest(&wanted, until_ms).await?, Awaited::Change)),
+                }
             }
             Decision::Hold { until_ms, .. } => {
                 // A job of the held key may be among those whose delay ends meanwhile.
@@ -214,7 +224,7 @@ impl Worker {
         Ok(Turn::Acted)
     }
 
-    async fn swap_and_dispatch(
+    pub(super) async fn swap_and_dispatch(
         &mut self,
         claim: Claim,
         unload: &[ModelName],
@@ -255,9 +265,10 @@ impl Worker {
     }
 
     /// Starts a claimed job; the loop goes on meanwhile.
-    fn take_off(&mut self, claim: Claim, lane: Lane, load_ms: i64) {
+    pub(super) fn take_off(&mut self, claim: Claim, lane: Lane, load_ms: i64) {
         let (seq, hands, landing) = (claim.seq, self.hands.clone(), self.landing.clone());
-        self.in_flight.take_off(seq, lane.clone());
+        let unattended = claim.is_unattended.then(|| hands.handle.outputs().open(claim.id));
+        self.in_flight.take_off(seq, lane.clone(), unattended);
         self.hands.tools.tasks.spawn_vital("job", async move {
             hands.fly(claim, &lane, load_ms).await;
             if landing.send(seq).await.is_err() {
@@ -267,7 +278,7 @@ impl Worker {
     }
 
     /// How long there is nothing to do unless something happens.
-    async fn rest(
+    pub(super) async fn rest(
         &self,
         wanted: &[LoadKey],
         until_ms: Option<i64>,
@@ -313,7 +324,7 @@ impl Hands {
 }
 
 /// Between a claim and whatever follows from it.
-fn after_claims(claims: usize) {
+pub(super) fn after_claims(claims: usize) {
     if claims > 0 {
         fail_point::reach("claim.committed");
     }

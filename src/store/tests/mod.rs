@@ -12,6 +12,7 @@ mod opening;
 mod owners;
 mod plans;
 mod recount;
+mod set_aside;
 mod waiting;
 
 use bytes::Bytes;
