@@ -108,6 +108,15 @@ impl App {
             clock,
             tasks: Tasks::default(),
         };
+        let set_aside = tools.store.set_lost_aside(tools.clock.now_ms()).await;
+        let set_aside = set_aside
+            .map_err(|fault| StartError::Store { path: config.db.display().to_string(), fault })?;
+        if set_aside > 0 {
+            tracing::info!(
+                jobs.set_aside = set_aside,
+                "jobs that nobody waits for run where nothing else is to be done"
+            );
+        }
         if config.beside == Beside::Off {
             // Who switches it off and on again has them tried anew.
             let forgotten = tools.store.forget_fits().await;

@@ -38,11 +38,13 @@ pub(super) async fn run(edge: Arc<Edge>) {
             }
             Probed::CameUp => {
                 away_pause = AWAY_PAUSE_FIRST;
+                learn_version(&edge);
                 came_up(&edge).await;
                 edge.config.poll_interval
             }
             Probed::StillUp => {
                 away_pause = AWAY_PAUSE_FIRST;
+                learn_version(&edge);
                 edge.inventory.refresh().await;
                 edge.residency.doubt();
                 edge.worker.wake();
@@ -93,10 +95,21 @@ async fn is_itself(edge: &Edge) -> bool {
     health["instance"] == edge.instance.as_str()
 }
 
+/// Beside: an Ollama that does not tell its version serves all the same.
+fn learn_version(edge: &Arc<Edge>) {
+    let (asking, tasks) = (Arc::clone(edge), edge.tasks.clone());
+    tasks.spawn(async move {
+        tokio::select! {
+            () = asking.health.learn_version(&asking.ollama) => (),
+            () = asking.tasks.draining() => (),
+        }
+    });
+}
+
 /// What it has may have changed, and the embedder is warmed. That its runners may be gone with it, the worker knows.
 async fn came_up(edge: &Edge) {
     if !edge.inventory.refresh().await {
-        tracing::warn!("ollama is up but does not list its models");
+        tracing::warn!("ollama is up but has not listed its models; what it listed last counts");
     }
     if edge.config.embed_model.is_some() {
         edge.worker.warm();

@@ -35,7 +35,7 @@ pub(super) async fn status(edge: &Edge, caller: &Caller) -> Result<Value, StoreE
         Some(owner) => edge.store.overview_of(owner, JOBS_LISTED_MAX).await?,
         None => edge.store.overview(queue.order.clone(), JOBS_LISTED_MAX).await?,
     };
-    let depth = overview.depth;
+    let depth = overview.depth.saturating_add(overview.unattended);
     Ok(json!({
         "service": "foreman",
         "version": env!("CARGO_PKG_VERSION"),
@@ -49,6 +49,7 @@ pub(super) async fn status(edge: &Edge, caller: &Caller) -> Result<Value, StoreE
         "running": overview.live.iter().map(|job| running(edge, job, now_ms)).collect::<Vec<_>>(),
         "queue": {
             "depth": depth,
+            "unattended": overview.unattended,
             "scheduled": stored(&overview, State::Queued).saturating_sub(depth),
             "lingering": edge.lingering.len(),
             "lanes": if sees_all {

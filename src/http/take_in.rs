@@ -192,7 +192,11 @@ async fn store(
             edge.worker.arrived(&arrival, edge.clock.now_ms());
             return Ok(None);
         }
-        Ok(Admission::Found { id, by }) => Ok(Some((id, by))),
+        Ok(Admission::Found { id, by }) => {
+            // One that was set aside waits in the queue again, which no change of state tells.
+            edge.worker.wake();
+            Ok(Some((id, by)))
+        }
         Ok(Admission::KeyTaken { id }) => Err(intake::key_taken(id)),
         Ok(Admission::Full { jobs, limit }) => Err(intake::queue_full(jobs, limit)),
         Err(fault) => Err(intake::not_stored(edge, &fault)),

@@ -19,14 +19,22 @@ use super::show::{self, Shown};
 /// Metadata answers: a tags list of thousands of models is a few MB.
 const METADATA_BYTES_MAX: usize = 32 * 1024 * 1024;
 
-/// `GET /` and `/api/version` are answered from memory; Ollama that listens before it is ready hangs here.
+/// `GET /` is answered from memory; Ollama that listens before it is ready hangs here.
 const PING_LIMIT: Duration = Duration::from_secs(5);
 
 /// `/api/ps` waits for locks that are held during swaps.
 pub const PS_LIMIT: Duration = Duration::from_secs(1);
 
-/// `/api/tags` waits for a cache to fill at Ollama's start.
-const TAGS_LIMIT: Duration = Duration::from_secs(10);
+/// The longest anything waits for metadata before it goes on by what was known last. Ollama answers from memory, or within some
+/// tens of milliseconds from a warm disk; the question goes on beside.
+pub(super) const METADATA_WAIT: Duration = Duration::from_millis(500);
+
+/// `/api/tags` reads every manifest and some weights: seconds for many models on a slow disk, more while Ollama scans its folder
+/// at its start. Nobody waits that long for it.
+const TAGS_LIMIT: Duration = Duration::from_secs(120);
+
+/// A version that takes longer is asked for again at the next poll. Nobody waits that long for it.
+const VERSION_LIMIT: Duration = Duration::from_secs(60);
 
 /// `/api/show` reads the head of the weights from the disk.
 const SHOW_LIMIT: Duration = Duration::from_secs(10);
@@ -118,12 +126,12 @@ impl Ollama {
         Ok(())
     }
 
-    /// Its version; `unknown` where it does not say.
+    /// Its version; `unknown` where it does not say. Takes up to a minute: not for the path of a request.
     ///
     /// # Errors
     /// Any [`SendError`].
     pub async fn version(&self) -> Result<String, SendError> {
-        let reply = self.get("/api/version", PING_LIMIT).await?;
+        let reply = self.get("/api/version", VERSION_LIMIT).await?;
         let parsed: Option<Value> = serde_json::from_slice(&reply.body).ok();
         let version = parsed.as_ref().and_then(|value| value["version"].as_str());
         Ok(version.unwrap_or("unknown").to_owned())
@@ -134,11 +142,19 @@ impl Ollama {
     /// # Errors
     /// Any [`SendError`]; [`SendError::Late`] after a second is usual during swaps.
     pub async fn ps(&self) -> Result<Vec<PsModel>, SendError> {
-        let value = self.get_json("/api/ps", PS_LIMIT).await?;
+        self.ps_within(PS_LIMIT).await
+    }
+
+    /// The same with another limit.
+    ///
+    /// # Errors
+    /// Any [`SendError`].
+    pub async fn ps_within(&self, limit: Duration) -> Result<Vec<PsModel>, SendError> {
+        let value = self.get_json("/api/ps", limit).await?;
         Ok(entries(&value).filter_map(ps_model).collect())
     }
 
-    /// What is installed.
+    /// What is installed. Takes up to two minutes: not for the path of a request.
     ///
     /// # Errors
     /// Any [`SendError`].

@@ -4,12 +4,13 @@
 //! the monitor probes, said plainly in the log once.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 
-use super::client::{Ollama, SendError};
+use super::calls::METADATA_WAIT;
+use super::client::Ollama;
 
 /// What is known about the upstream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,7 +19,7 @@ pub enum Upstream {
     Unknown,
     /// It serves.
     Up {
-        /// Its version.
+        /// Its version; `unknown` where it does not say, or has not yet.
         version: String,
         /// Since when, in milliseconds since 1970.
         since_ms: i64,
@@ -39,6 +40,8 @@ pub struct Health {
     suspicion: Arc<Notify>,
     /// How often it went down, or was not known yet.
     outages: Arc<AtomicU64>,
+    /// A question for the version is out.
+    is_asking_version: Arc<AtomicBool>,
 }
 
 impl Default for Health {
@@ -47,6 +50,7 @@ impl Default for Health {
             state: Arc::new(watch::Sender::new(Upstream::Unknown)),
             suspicion: Arc::default(),
             outages: Arc::new(AtomicU64::new(1)),
+            is_asking_version: Arc::default(),
         }
     }
 }
@@ -102,20 +106,15 @@ impl Health {
         drop(tokio::time::timeout(pause, self.suspicion.notified()).await);
     }
 
-    /// Asks the upstream once and notes the outcome. Whether it has just come up.
+    /// Asks the upstream once and notes the outcome. Whether it has just come up. It is up once it answers `GET /`; for its
+    /// version nothing waits longer than a moment ([`Self::learn_version`]).
     pub async fn probe(&self, ollama: &Ollama, now_ms: impl Fn() -> i64) -> Probed {
-        match ask(ollama).await {
-            Ok(version) if self.is_up() => {
-                self.state.send_if_modified(|state| match state {
-                    Upstream::Up { version: known, .. } if *known != version => {
-                        *known = version;
-                        true
-                    }
-                    _ => false,
-                });
-                Probed::StillUp
-            }
-            Ok(version) => {
+        match ollama.ping().await {
+            Ok(()) if self.is_up() => Probed::StillUp,
+            Ok(()) => {
+                let said = tokio::time::timeout(METADATA_WAIT, ollama.version()).await;
+                let version =
+                    said.ok().and_then(Result::ok).unwrap_or_else(|| "unknown".to_owned());
                 tracing::info!(upstream.url = %ollama.url(), upstream.version = %version, "ollama is up");
                 self.state.send_replace(Upstream::Up { version, since_ms: now_ms() });
                 Probed::CameUp
@@ -125,6 +124,24 @@ impl Health {
                 Probed::Down
             }
         }
+    }
+
+    /// Asks for the version and notes it, unless that was asked and is not answered yet. A version that cannot be had leaves
+    /// the one known last.
+    pub async fn learn_version(&self, ollama: &Ollama) {
+        if self.is_asking_version.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let said = ollama.version().await;
+        self.is_asking_version.store(false, Ordering::SeqCst);
+        let Ok(version) = said else { return };
+        self.state.send_if_modified(|state| match state {
+            Upstream::Up { version: known, .. } if *known != version => {
+                *known = version;
+                true
+            }
+            Upstream::Up { .. } | Upstream::Unknown | Upstream::Down { .. } => false,
+        });
     }
 
     fn go_down(&self, reason: &str, now_ms: i64) {
@@ -161,9 +178,4 @@ pub enum Probed {
     StillUp,
     /// It does not answer.
     Down,
-}
-
-async fn ask(ollama: &Ollama) -> Result<String, SendError> {
-    ollama.ping().await?;
-    ollama.version().await
 }

@@ -3,9 +3,11 @@
 //!
 //! A model that is not listed is looked up again before it counts as unknown; many that ask at once share one poll,
 //! and it is always a poll that began after they asked. A model file is asked for once per manifest digest, when a key
-//! of its family is first wanted: files that cannot be had cost no request more than a moment, and none its life.
+//! of its family is first wanted. No request waits for an answer longer than a moment, and none at all while answers are
+//! slow: what was known last counts, and the question goes on beside (ADR 31).
 
 use std::collections::{HashMap, HashSet};
+use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,16 +15,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::domain::model::{Aliases, LoadKey, ModelName, Modelfile, RunnerOptions};
 
-use super::calls::{LoadRequest, PsModel, TagsModel};
+use super::calls::{LoadRequest, METADATA_WAIT, PS_LIMIT, PsModel, TagsModel};
 use super::client::{Ollama, SendError};
 use super::show::Shown;
 
 /// Lookups that may wait for a poll; beyond it a lookup is answered as "cannot say".
 const WAITING_MAX: usize = 1_024;
-
-/// The longest a request waits for model files. A show takes milliseconds, from a cold disk some hundred; whoever has waited
-/// this long gets the key by what is known, which is never wrong, only perhaps a reload dearer.
-const LEARN_LIMIT: Duration = Duration::from_secs(2);
 
 /// The shared list.
 #[derive(Clone)]
@@ -40,13 +38,29 @@ struct Known {
     shown: HashMap<String, Option<Shown>>,
     /// The digests in the last ps: a runner outlives its model's deletion.
     resident: HashSet<String>,
-    /// Shows hang or break off: none is asked for, nor waited for, before the next successful poll.
+    /// A show has failed: no other is asked for before the next successful poll.
     is_withheld: bool,
     is_polled: bool,
+    tags: Pace,
+    shows: Pace,
+    ps: Pace,
     aliases: watch::Sender<Arc<Aliases>>,
     /// The aliases when a family was last known as a whole: a name that loads in them keeps to it. One that loads only
     /// because its file came first does not.
     settled: Arc<Aliases>,
+}
+
+/// How questions of one kind are answered.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Pace {
+    /// At once, as far as known.
+    #[default]
+    Prompt,
+    /// The last one took long: it is worth no wait.
+    Slow {
+        /// Whether that one is still out.
+        is_out: bool,
+    },
 }
 
 /// Models whose files are wanted.
@@ -89,19 +103,23 @@ impl Inventory {
         if let Some(found) = self.find(model) {
             return Lookup::Installed(found);
         }
-        if !self.refresh().await {
+        // Its answer will do for this question, too.
+        let is_out = self.lock().tags == Pace::Slow { is_out: true };
+        if is_out || !self.refresh().await {
             return Lookup::CannotSay;
         }
         self.find(model).map_or(Lookup::Unknown, Lookup::Installed)
     }
 
-    /// Polls the upstream now; whether that went well.
+    /// Has the upstream polled now. Whether that went well, as far as it is known within a moment; a poll that takes longer
+    /// goes on.
     pub async fn refresh(&self) -> bool {
         let (done, outcome) = oneshot::channel();
-        match self.polls.try_send(done) {
-            Ok(()) => outcome.await.unwrap_or(false),
-            Err(_) => false,
+        if self.polls.try_send(done).is_err() || self.lock().tags != Pace::Prompt {
+            return false;
         }
+        let answered = tokio::time::timeout(METADATA_WAIT, outcome).await;
+        answered.is_ok_and(|polled| polled.unwrap_or(false))
     }
 
     /// The entry of a model, from the last poll.
@@ -112,8 +130,8 @@ impl Inventory {
     /// The key of a request to `model` that asks for these runner options: by its file, under the name that all names of
     /// its runner are loaded by. Where the file cannot be had, by the name and the request alone.
     ///
-    /// Waits for the files of the model's family where they are not known yet, at most 2 s, and not again before the next
-    /// poll once that was too short. Cancel-safe.
+    /// Waits a moment for the files of the model's family where they are not known yet, and not at all while those are slow
+    /// to come: then the key goes by what is known, which is never wrong, only perhaps a reload dearer. Cancel-safe.
     pub async fn load_key(&self, model: &ModelName, asked: RunnerOptions) -> LoadKey {
         if let Some(entry) = self.find(model) {
             self.learn(&entry).await;
@@ -166,13 +184,32 @@ impl Inventory {
     /// # Errors
     /// As [`Ollama::ps`].
     pub async fn ps(&self, ollama: &Ollama) -> Result<Vec<PsModel>, SendError> {
-        let mut listed = ollama.ps().await?;
+        self.ps_within(ollama, PS_LIMIT).await
+    }
+
+    /// The same with another limit, for whoever does not wait for it.
+    ///
+    /// # Errors
+    /// As [`Ollama::ps`].
+    pub async fn ps_within(
+        &self,
+        ollama: &Ollama,
+        limit: Duration,
+    ) -> Result<Vec<PsModel>, SendError> {
+        let question = ollama.ps_within(limit);
+        let note = |pace| self.lock().ps = pace;
+        let mut listed = paced(question, PS_LIMIT, note).await?;
         let mut known = self.lock();
         known.resident = listed.iter().map(|model| model.digest.clone()).collect();
         for model in &mut listed {
             model.model = known.representative(model);
         }
         Ok(listed)
+    }
+
+    /// Whether the last ps took longer than anybody should wait for it.
+    pub fn is_ps_slow(&self) -> bool {
+        self.lock().ps != Pace::Prompt
     }
 
     /// Whether two names are loaded by one.
@@ -199,18 +236,20 @@ impl Inventory {
     /// Has the unknown files of the model's family asked for, its own before the others. Names of one blob are of one
     /// family: it is the architecture that the blob states.
     async fn learn(&self, first: &TagsModel) {
-        let mut models = self.lock().unshown(|model| model.family == first.family);
-        if models.is_empty() {
+        let (mut models, pace) = {
+            let known = self.lock();
+            (known.unshown(|model| model.family == first.family), known.shows)
+        };
+        if models.is_empty() || pace == (Pace::Slow { is_out: true }) {
             return;
         }
         models.sort_by_key(|model| model.digest != first.digest);
         let (answered, outcome) = oneshot::channel();
-        if self.questions.try_send(Question { models, answered }).is_err() {
+        if self.questions.try_send(Question { models, answered }).is_err() || pace != Pace::Prompt {
             return;
         }
-        if tokio::time::timeout(LEARN_LIMIT, outcome).await.is_err() {
+        if tokio::time::timeout(METADATA_WAIT, outcome).await.is_err() {
             tracing::debug!(model.name = %first.model, "model files are slow to come; going by what is known");
-            self.lock().is_withheld = true;
         }
     }
 
@@ -279,6 +318,27 @@ impl Known {
     }
 }
 
+async fn show_all(
+    known: &Mutex<Known>,
+    models: Vec<TagsModel>,
+    ollama: &Ollama,
+) -> Result<(), SendError> {
+    for model in models {
+        if lock(known).unshown(|other| other.digest == model.digest).is_empty() {
+            continue;
+        }
+        match ollama.show(&model).await {
+            Ok(shown) => lock(known).take_shown(model.digest, shown),
+            Err(fault) => {
+                tracing::debug!(model.name = %model.model, upstream.error = %fault, "a model file could not be had");
+                lock(known).is_withheld = true;
+                return Err(fault);
+            }
+        }
+    }
+    Ok(())
+}
+
 impl Poller {
     /// Answers questions until every [`Inventory`] is gone.
     pub async fn run(self, ollama: Ollama) {
@@ -298,7 +358,7 @@ async fn poll(
         while let Ok(next) = asked.try_recv() {
             waiting.push(next);
         }
-        let polled = ollama.tags().await;
+        let polled = paced(ollama.tags(), METADATA_WAIT, |pace| lock(known).tags = pace).await;
         let is_polled = polled.is_ok();
         if let Ok(models) = polled {
             lock(known).take_tags(models);
@@ -311,21 +371,30 @@ async fn poll(
     }
 }
 
+/// Asks, and notes the pace of the answer: whether one came within `limit`, and while it did not.
+async fn paced<T>(
+    question: impl Future<Output = Result<T, SendError>>,
+    limit: Duration,
+    note: impl Fn(Pace),
+) -> Result<T, SendError> {
+    tokio::pin!(question);
+    if let Ok(answer) = tokio::time::timeout(limit, &mut question).await {
+        let is_late = matches!(answer, Err(SendError::Late { .. }));
+        note(if is_late { Pace::Slow { is_out: false } } else { Pace::Prompt });
+        return answer;
+    }
+    note(Pace::Slow { is_out: true });
+    let answer = question.await;
+    note(Pace::Slow { is_out: false });
+    answer
+}
+
 /// Asks for model files, one after the other: so none is asked for twice, however many want it.
 async fn show(known: &Mutex<Known>, mut questions: mpsc::Receiver<Question>, ollama: &Ollama) {
     while let Some(Question { models, answered }) = questions.recv().await {
-        for model in models {
-            if lock(known).unshown(|other| other.digest == model.digest).is_empty() {
-                continue;
-            }
-            match ollama.show(&model).await {
-                Ok(shown) => lock(known).take_shown(model.digest, shown),
-                Err(fault) => {
-                    tracing::debug!(model.name = %model.model, upstream.error = %fault, "a model file could not be had");
-                    lock(known).is_withheld = true;
-                }
-            }
-        }
+        // All of them: many files, each of which comes at once, are as long in coming as one that does not.
+        let showing = show_all(known, models, ollama);
+        drop(paced(showing, METADATA_WAIT, |pace| lock(known).shows = pace).await);
         {
             let mut known = lock(known);
             let aliases = Arc::clone(&known.aliases.borrow());

@@ -6,15 +6,12 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use hyper::header::{ALLOW, HeaderMap};
 use hyper::{Method, Request};
 
+use super::calls::METADATA_WAIT;
 use super::client::{Ollama, SendError, empty_body};
-
-/// The router answers from memory; an Ollama that listens before it is ready hangs here.
-const ASK_LIMIT: Duration = Duration::from_secs(5);
 
 /// Paths remembered. An Ollama has some forty; beyond this many somebody makes them up, and all are forgotten.
 const PATHS_MAX: usize = 256;
@@ -89,7 +86,7 @@ impl Known {
 async fn ask(ollama: &Ollama, path: &str) -> Result<Takes, SendError> {
     let request = Request::builder().method(Method::OPTIONS).uri(path).body(empty_body());
     let Ok(request) = request else { return Ok(Takes::Unsaid) };
-    match tokio::time::timeout(ASK_LIMIT, ollama.send(request)).await {
+    match tokio::time::timeout(METADATA_WAIT, ollama.send(request)).await {
         Ok(Ok(answer)) => Ok(takes(answer.status().as_u16(), answer.headers())),
         Ok(Err(fault @ SendError::Unreachable { .. })) => Err(fault),
         Ok(Err(_)) | Err(_) => Ok(Takes::Unsaid),

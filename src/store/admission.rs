@@ -13,7 +13,7 @@ use super::lanes;
 use super::life::{Note, record};
 use super::owners::{self, Caps};
 use super::rows::{self, HeaderList};
-use super::{Durability, Store};
+use super::{Durability, Store, set_aside};
 
 /// A hash of 32 bytes.
 pub type Hash = [u8; 32];
@@ -294,7 +294,7 @@ fn find_same(tx: &Connection, job: &NewJob) -> Result<Option<Admission>, StoreEr
         return Ok(Some(Admission::Found { id, by: FoundBy::Return }));
     }
     match &extras.likeness {
-        Some(likeness) => find_like(tx, likeness, extras),
+        Some(likeness) => find_like(tx, likeness, (job.class, extras)),
         None => Ok(None),
     }
 }
@@ -317,11 +317,13 @@ fn find_by_key(
 }
 
 /// The oldest of the jobs that this client may come back for.
-pub(super) const TAKE_LOST: &str = "UPDATE job SET is_lost = 0, class = CASE WHEN state = 'done' THEN class ELSE ?2 END
+pub(super) const TAKE_LOST: &str = "UPDATE job SET is_lost = 0, class = CASE WHEN state = 'done' THEN class ELSE ?2 END,
+                   not_before_ms = CASE WHEN is_set_aside THEN 0 ELSE not_before_ms END,
+                   run_at_ms = CASE WHEN is_set_aside THEN 0 ELSE run_at_ms END
                WHERE seq = (SELECT seq FROM job INDEXED BY job_lost WHERE is_lost = 1 AND attach_key = ?1 AND owner = ?3
                             AND state IN ('queued','loading','working','done') AND is_cancelling = 0
                             ORDER BY seq LIMIT 1)
-               RETURNING id";
+               RETURNING id, is_set_aside";
 
 /// Gives a job whose connection a daemon had lost to the client that comes back for it, once.
 fn take_lost(
@@ -330,11 +332,15 @@ fn take_lost(
     class: Class,
     owner: &str,
 ) -> Result<Option<JobId>, StoreError> {
-    let id: Option<String> = tx
+    let taken: Option<(String, bool)> = tx
         .prepare_cached(TAKE_LOST)?
-        .query_row(params![key, class.name(), owner], |row| row.get(0))
+        .query_row(params![key, class.name(), owner], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
-    id.as_deref().map(rows::job_id).transpose()
+    let Some((id, was_set_aside)) = taken else { return Ok(None) };
+    if was_set_aside {
+        set_aside::put_in_old_place(tx, &id)?;
+    }
+    Ok(Some(rows::job_id(&id)?))
 }
 
 /// The newest equal request that will do.
@@ -345,7 +351,7 @@ pub(super) const LIKE: &str = "SELECT id, state FROM job INDEXED BY job_like WHE
 fn find_like(
     tx: &Connection,
     likeness: &Likeness,
-    extras: &Extras,
+    (class, extras): (Class, &Extras),
 ) -> Result<Option<Admission>, StoreError> {
     let found: Option<(String, String)> = tx
         .prepare_cached(LIKE)?
@@ -359,6 +365,9 @@ fn find_like(
         true => FoundBy::Completed,
         false => FoundBy::Inflight,
     };
+    if by == FoundBy::Inflight {
+        set_aside::attend(tx, &id, class)?;
+    }
     Ok(Some(Admission::Found { id: rows::job_id(&id)?, by }))
 }
 
@@ -387,6 +396,5 @@ fn limit_reached(
             return Ok(Some((QueueLimit::Class(class), of_class)));
         }
     }
-    let of_owner = owners::full(tx, &job.extras.owner, caps)?;
-    Ok(of_owner.map(|jobs| (QueueLimit::Owner, jobs)))
+    Ok(owners::full(tx, &job.extras.owner, caps)?.map(|jobs| (QueueLimit::Owner, jobs)))
 }

@@ -309,7 +309,7 @@ fn reopen(
     // Its client, if it had one, is gone: from here on it is for whoever reopened it. A deadline that is over has been met
     // with the end it had.
     let sql = format!(
-        "UPDATE job SET state = ?2, is_async = 1, is_lost = 0, is_cancelling = 0, attempts = 0, interruptions = 0,
+        "UPDATE job SET state = ?2, is_async = 1, is_lost = 0, is_set_aside = 0, is_cancelling = 0, attempts = 0, interruptions = 0,
                 deferrals = 0, not_before_ms = 0, run_at_ms = 0, ready_at_ms = ?3, queued_at_ms = ?3,
                 deadline_ms = CASE WHEN deadline_ms > ?3 THEN deadline_ms END, claimed_at_ms = NULL,
                 working_at_ms = NULL, finished_at_ms = NULL, load_ms = NULL, first_byte_at_ms = NULL,

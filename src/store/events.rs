@@ -63,6 +63,12 @@ impl Store {
         self.shared.listeners.owed.notified().await;
     }
 
+    /// Told after each commit by which a job ended, or went back to the queue: it has left a place, or come to wait again. For
+    /// the worker, which learns of admissions by themselves, with who asked, and makes the claims itself.
+    pub fn moved(&self) -> Arc<Notify> {
+        Arc::clone(&self.shared.listeners.moved)
+    }
+
     /// The events behind `event`, of one job or of all.
     ///
     /// # Errors
@@ -170,11 +176,14 @@ pub(super) struct Listeners {
     pub(super) events: broadcast::Sender<Arc<Transition>>,
     /// Who sends the webhooks: it listens always, so it is told no more than that there is something to look at.
     pub(super) owed: Arc<Notify>,
+    /// The worker. See [`Store::moved`].
+    pub(super) moved: Arc<Notify>,
 }
 
 impl Listeners {
     pub(super) fn new() -> Listeners {
-        Listeners { events: broadcast::Sender::new(LAG_MAX), owed: Arc::default() }
+        let events = broadcast::Sender::new(LAG_MAX);
+        Listeners { events, owed: Arc::default(), moved: Arc::default() }
     }
 }
 
@@ -190,9 +199,17 @@ impl Publisher {
 
     /// Publishes the events of the last commit, if anybody listens. A fault is left to the subscribers' own reading.
     pub(super) fn publish(&mut self, connection: &Connection) {
-        let Ok(last) = last_event(connection) else { return };
+        let Ok(last) = last_event(connection) else {
+            // Whatever was committed: a look too many costs less than one too few.
+            self.listeners.moved.notify_one();
+            return;
+        };
         if last == self.published {
             return;
+        }
+        let beginnings = beginnings(connection, self.published);
+        if beginnings.is_none_or(|beginnings| beginnings < last - self.published) {
+            self.listeners.moved.notify_one();
         }
         if let Ok(owed) = last_owed(connection)
             && owed > self.owed
@@ -213,6 +230,14 @@ impl Publisher {
         }
         self.published = last;
     }
+}
+
+/// How many of the events behind `event` are admissions and claims. Any other, also one that is gone again with its job, may
+/// let a job run that could not before.
+fn beginnings(tx: &Connection, event: i64) -> Option<i64> {
+    let sql = "SELECT COUNT(*) FROM transition
+               WHERE event > ?1 AND (from_state IS NULL OR to_state IN ('loading','working'))";
+    tx.prepare_cached(sql).ok()?.query_row([event], |row| row.get(0)).ok()
 }
 
 fn last_owed(tx: &Connection) -> Result<i64, StoreError> {

@@ -31,6 +31,8 @@ pub struct Claim {
     pub is_streamed: bool,
     /// Whether it outlives its caller.
     pub is_async: bool,
+    /// Whether it was set aside: nobody waits for it, unless its client has come back since.
+    pub is_unattended: bool,
     /// An answer after this is of no use (milliseconds since 1970).
     pub deadline_ms: Option<i64>,
     /// The counters, this attempt included.

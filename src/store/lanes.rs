@@ -98,17 +98,21 @@ impl Store {
         self.read(move |tx| Ok(tx.prepare_cached(sql)?.query_row([], |row| row.get(0))?)).await
     }
 
-    /// When the next job that waits for a retry, or for the time it is scheduled for, becomes ready.
+    /// When the first job becomes ready that waits for a retry, or for the time it is scheduled for. In the past where that
+    /// time has come since the queue was looked at, or where a look did not get to it: then it is time for another look.
     ///
     /// # Errors
     /// Any of the store's.
-    pub async fn next_ready_at_ms(&self, now_ms: i64) -> Result<Option<i64>, StoreError> {
-        self.read(move |tx| next_ready_at(tx, now_ms)).await
+    pub async fn next_ready_at_ms(&self) -> Result<Option<i64>, StoreError> {
+        self.read(|tx| {
+            Ok(tx.prepare_cached(NEXT_READY)?.query_row([], |row| row.get(0)).optional()?)
+        })
+        .await
     }
 }
 
 /// No retry waits longer than this. A job that seems to was put back while the clock was ahead: it is ready.
-const DELAY_MS_MAX: i64 = 120_000;
+pub(super) const DELAY_MS_MAX: i64 = 120_000;
 
 /// Delays ended in one write, so that a hundred thousand jobs scheduled for one time do not hold admissions up. The rest
 /// follows with the next look.
@@ -121,9 +125,9 @@ pub(super) const DELAYS_OVER: [&str; 2] = [
      WHERE state = 'queued' AND not_before_ms <> 0 AND not_before_ms <> run_at_ms AND not_before_ms > ?1",
 ];
 
-/// The first delay that is not over.
+/// The first delay that no look has ended yet.
 pub(super) const NEXT_READY: &str = "SELECT not_before_ms FROM job INDEXED BY job_delayed
-    WHERE state = 'queued' AND not_before_ms <> 0 AND not_before_ms > ?1 ORDER BY not_before_ms LIMIT 1";
+    WHERE state = 'queued' AND not_before_ms <> 0 ORDER BY not_before_ms LIMIT 1";
 
 /// One row for each lane and class.
 pub(super) const WAITING: &str =
@@ -288,8 +292,4 @@ pub(super) fn ready_above(tx: &Connection, lane: &str, class: Class) -> Result<u
 
 fn waiting_head(row: &Row<'_>) -> rusqlite::Result<WaitingHead> {
     Ok(WaitingHead { seq: row.get(0)?, ready_at_ms: row.get(1)? })
-}
-
-fn next_ready_at(tx: &Transaction<'_>, now_ms: i64) -> Result<Option<i64>, StoreError> {
-    Ok(tx.prepare_cached(NEXT_READY)?.query_row([now_ms], |row| row.get(0)).optional()?)
 }

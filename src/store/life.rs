@@ -17,6 +17,7 @@ use super::jobs::{Claim, Ending, GaveBack, GiveBack};
 use super::lanes;
 use super::owners::{Capped, Caps};
 use super::rows::{self, HeaderList};
+use super::set_aside::ASIDE_MS;
 use super::turns;
 
 /// Headers that may hold a client's credentials.
@@ -38,10 +39,20 @@ pub(super) fn claim(
     event: Event,
     at_ms: i64,
 ) -> Result<Option<Claim>, StoreError> {
-    let Some(to) = State::Queued.after(event) else { return Ok(None) };
     lanes::end_delays(tx, at_ms)?;
     let capped = Capped::now(tx, caps)?;
     let Some(next) = turns::next(tx, lane, class, capped.as_ref())? else { return Ok(None) };
+    claim_this(tx, (next, class), event, at_ms)
+}
+
+/// Claims this waiting job, as one of this class.
+pub(super) fn claim_this(
+    tx: &Connection,
+    (next, class): (i64, Class),
+    event: Event,
+    at_ms: i64,
+) -> Result<Option<Claim>, StoreError> {
+    let Some(to) = State::Queued.after(event) else { return Ok(None) };
     let sql = format!(
         "UPDATE job SET state = ?2, class = ?3, lease_epoch = lease_epoch + 1, attempts = attempts + 1,
                 claimed_at_ms = ?4, working_at_ms = CASE WHEN ?2 = 'working' THEN ?4 END
@@ -75,7 +86,8 @@ pub(super) fn claim(
 fn claimed_job(tx: &Connection, seq: i64) -> Result<Claim, StoreError> {
     let (path_and_query, headers, body) = request(tx, seq)?;
     let sql = "SELECT id, lease_epoch, kind, dialect, model, is_streamed, attempts, interruptions, deferrals,
-                      created_at_ms, claimed_at_ms, is_async, deadline_ms FROM job WHERE seq = ?1";
+                      created_at_ms, claimed_at_ms, is_async, deadline_ms, is_set_aside = 1 AND not_before_ms <> 0
+               FROM job WHERE seq = ?1";
     let row = tx.prepare_cached(sql)?.query_row([seq], |row| {
         let counters = Counters {
             attempts: rows::small(row.get(6)?),
@@ -84,10 +96,11 @@ fn claimed_job(tx: &Connection, seq: i64) -> Result<Claim, StoreError> {
         };
         let names: [String; 3] = [row.get(0)?, row.get(2)?, row.get(3)?];
         let times = (row.get(9)?, row.get(10)?, row.get(12)?);
-        let (is_streamed, is_async) = (row.get(5)?, row.get(11)?);
-        Ok((names, row.get(1)?, row.get(4)?, is_streamed, is_async, counters, times))
+        let marks: [bool; 3] = [row.get(5)?, row.get(11)?, row.get(13)?];
+        Ok((names, row.get(1)?, row.get(4)?, marks, counters, times))
     })?;
-    let ([id, kind, dialect], lease_epoch, model, is_streamed, is_async, counters, times) = row;
+    let ([id, kind, dialect], lease_epoch, model, marks, counters, times) = row;
+    let [is_streamed, is_async, is_unattended] = marks;
     let (created_at_ms, claimed_at_ms, deadline_ms) = times;
     let strange = |what: &str, text: &str| StoreError::Strange(format!("{what} {text:?}"));
     Ok(Claim {
@@ -99,6 +112,7 @@ fn claimed_job(tx: &Connection, seq: i64) -> Result<Claim, StoreError> {
         model,
         is_streamed,
         is_async,
+        is_unattended,
         deadline_ms,
         counters,
         created_at_ms,
@@ -157,10 +171,15 @@ pub(super) fn give_back(
         Charge::Deferral => "attempts = attempts - 1, deferrals = deferrals + 1",
         Charge::Nothing => "attempts = attempts - 1",
     };
+    // One set aside goes back to where it was; its time there does not begin anew.
+    let aside = "is_set_aside = 1 AND not_before_ms <> 0";
+    let since = "CASE WHEN ?3 = 0 THEN ready_at_ms ELSE MAX(created_at_ms, ?5) END";
     let sql = format!(
-        "UPDATE job SET state = 'queued', {charged}, not_before_ms = ?3, last_error = ?4,
-                ready_at_ms = MAX(created_at_ms, ?5), queued_at_ms = ?6, claimed_at_ms = NULL, working_at_ms = NULL,
-                load_ms = NULL
+        "UPDATE job SET state = 'queued', {charged}, last_error = ?4,
+                not_before_ms = CASE WHEN {aside} THEN {since} + {ASIDE_MS} ELSE ?3 END,
+                run_at_ms = CASE WHEN {aside} THEN {since} + {ASIDE_MS} ELSE run_at_ms END,
+                ready_at_ms = CASE WHEN {aside} THEN {since} ELSE MAX(created_at_ms, ?5) END,
+                queued_at_ms = ?6, claimed_at_ms = NULL, working_at_ms = NULL, load_ms = NULL
          WHERE seq = ?1 AND lease_epoch = ?2 AND state IN ({})",
         sources(Event::GiveBack)
     );

@@ -28,6 +28,7 @@ mod refusals;
 mod retention;
 mod rows;
 mod schema;
+mod set_aside;
 mod space;
 mod trace;
 mod turns;

@@ -10,7 +10,7 @@ use crate::domain::job::Class;
 use super::Store;
 use super::error::StoreError;
 use super::lanes::{self, Count};
-use super::{rows, turns};
+use super::{rows, set_aside, turns};
 
 /// A lane of the queue, for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,6 +80,8 @@ pub struct Overview {
     pub waiting: Vec<OpenJob>,
     /// Jobs by state.
     pub jobs_by_state: Vec<(String, u64)>,
+    /// Jobs set aside, since nobody waits for them: in no lane.
+    pub unattended: u64,
 }
 
 impl Store {
@@ -158,6 +160,7 @@ fn overview(
         live: open_jobs(&mut live, [rows::to_column(jobs_max)])?,
         waiting: waiting(tx, order, jobs_max)?,
         jobs_by_state,
+        unattended: set_aside::count(tx)?,
     })
 }
 

@@ -27,7 +27,7 @@ pub struct Recovered {
 
 /// Puts jobs in flight back into the queue uncharged, as an interruption; gives up on those interrupted too often, and ends
 /// those that were being cancelled. Those that somebody waited for become `batch`: the connections they were for did not
-/// survive. Their clients may come back for them.
+/// survive. Their clients may come back for them; until then they are set aside ([`super::set_aside`]).
 pub(super) fn recover(tx: &Connection, now_ms: i64) -> Result<Recovered, StoreError> {
     events::skip_some(tx)?;
     lose_waiting(tx)?;
@@ -110,7 +110,7 @@ fn lose_waiting(tx: &Connection) -> Result<(), StoreError> {
 fn requeue(tx: &Connection, seq: i64, now_ms: i64) -> Result<(), StoreError> {
     let sql = "UPDATE job SET state = 'queued', class = CASE WHEN is_async THEN class ELSE 'batch' END,
                       is_lost = NOT is_async, attempts = attempts - 1, interruptions = interruptions + 1,
-                      not_before_ms = 0, ready_at_ms = MIN(ready_at_ms, ?2), queued_at_ms = ?2, claimed_at_ms = NULL,
+                      not_before_ms = 0, is_set_aside = 0, ready_at_ms = MIN(ready_at_ms, ?2), queued_at_ms = ?2, claimed_at_ms = NULL,
                       working_at_ms = NULL, load_ms = NULL
                WHERE seq = ?1 AND state IN ('loading','working')";
     tx.prepare_cached(sql)?.execute([seq, now_ms])?;

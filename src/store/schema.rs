@@ -29,13 +29,14 @@ const JOURNAL_BYTES_MAX: i64 = 64 * 1024 * 1024;
 /// Prepared statements kept by a connection: more than there are, so that none is parsed twice.
 pub(super) const STATEMENTS_CACHED: usize = 128;
 
-pub(super) const MIGRATIONS: [&str; 6] = [
+pub(super) const MIGRATIONS: [&str; 7] = [
     include_str!("migrations/1.sql"),
     include_str!("migrations/2.sql"),
     include_str!("migrations/3.sql"),
     include_str!("migrations/4.sql"),
     include_str!("migrations/5.sql"),
     include_str!("migrations/6.sql"),
+    include_str!("migrations/7.sql"),
 ];
 
 /// Refuses a SQLite with the known corruption bug; only a foreman built against the system's SQLite can have one.

@@ -204,8 +204,9 @@ impl Store {
 }
 
 pub(super) const SELECT: &str = "SELECT job.seq, id, state, is_cancelling, path, dialect, model, lane, class, is_async,
-        is_streamed, lease_epoch, attempts, interruptions, deferrals, created_at_ms, queued_at_ms, run_at_ms, deadline_ms,
-        not_before_ms, claimed_at_ms, working_at_ms, first_byte_at_ms, answered_at_ms, finished_at_ms, load_ms,
+        is_streamed, lease_epoch, attempts, interruptions, deferrals, created_at_ms, queued_at_ms,
+        CASE WHEN is_set_aside THEN 0 ELSE run_at_ms END, deadline_ms,
+        CASE WHEN is_set_aside THEN 0 ELSE not_before_ms END, claimed_at_ms, working_at_ms, first_byte_at_ms, answered_at_ms, finished_at_ms, load_ms,
         prompt_tokens, output_tokens, last_error, error_status, metadata, webhook_url, idempotency_key, answer.status,
         answer.headers, answer.bytes, job.owner
     FROM job LEFT JOIN submission USING (seq) LEFT JOIN answer USING (seq)";

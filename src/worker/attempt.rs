@@ -50,8 +50,8 @@ const FRAMING_LIMIT: Duration = Duration::from_secs(1);
 impl Hands {
     /// Runs a claimed job once. `load_ms` is what making its key resident took.
     ///
-    /// Ends early when the output is abandoned (the upstream connection is closed, which is how Ollama is told), or when
-    /// the end of the daemon is forced.
+    /// Ends early when the output is abandoned or interrupted (the upstream connection is closed, which is how Ollama is
+    /// told), or when the end of the daemon is forced.
     pub(super) async fn attempt(
         &self,
         claim: &Claim,
@@ -70,6 +70,9 @@ impl Hands {
                 Conclusion::Stopped("foreman was stopped before the answer was whole".to_owned())
             }
             () = output.abandoned() => Conclusion::Abandoned,
+            () = output.interrupted() => {
+                Conclusion::Stopped("it made room for a job that somebody waits for".to_owned())
+            }
             () = self.deadline(claim.deadline_ms) => Conclusion::late(),
             () = self.left_behind(output, key) => {
                 let text = "ollama went away while the job ran, and came back without it".to_owned();

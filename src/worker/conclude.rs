@@ -223,7 +223,6 @@ async fn put_back_later(
     while !tools.tasks.is_draining() {
         tokio::time::sleep(WRITE_PAUSE).await;
         if put_back(&tools, &handle, &claim, &output, &back).await.is_ok() {
-            handle.wake();
             return;
         }
     }

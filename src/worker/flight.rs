@@ -1,5 +1,7 @@
 //! A job in flight: from its start, with its key resident, to its conclusion.
 
+use std::sync::Arc;
+
 use crate::domain::job::Kind;
 use crate::domain::model::ModelName;
 use crate::domain::retry::{Fault, Told};
@@ -8,21 +10,38 @@ use crate::store::Claim;
 
 use super::Hands;
 use super::conclude::Conclusion;
+use super::output::Output;
 
-/// The jobs in flight, by arrival number. A job that was put back may be claimed again before the end of its earlier flight
-/// was noticed: then it is here twice.
+/// The jobs in flight. A job that was put back may be claimed again before the end of its earlier flight was noticed: then it
+/// is here twice.
 #[derive(Debug, Default)]
-pub(super) struct InFlight(Vec<(i64, Lane)>);
+pub(super) struct InFlight(Vec<Flight>);
+
+#[derive(Debug)]
+struct Flight {
+    /// Arrival number.
+    seq: i64,
+    lane: Lane,
+    /// The output of a job that nobody waited for when it was claimed.
+    unattended: Option<Arc<Output>>,
+}
+
+impl Flight {
+    /// Whether nobody waits for it now.
+    fn is_unattended(&self) -> bool {
+        self.unattended.as_ref().is_some_and(|output| !output.is_followed())
+    }
+}
 
 impl InFlight {
-    /// A job was started.
-    pub(super) fn take_off(&mut self, seq: i64, lane: Lane) {
-        self.0.push((seq, lane));
+    /// A job was started; `unattended` is its output, where nobody waits for it.
+    pub(super) fn take_off(&mut self, seq: i64, lane: Lane, unattended: Option<Arc<Output>>) {
+        self.0.push(Flight { seq, lane, unattended });
     }
 
     /// One flight of a job has ended.
     pub(super) fn land(&mut self, seq: i64) {
-        if let Some(index) = self.0.iter().position(|(flying, _)| *flying == seq) {
+        if let Some(index) = self.0.iter().position(|flight| flight.seq == seq) {
             self.0.remove(index);
         }
     }
@@ -39,7 +58,25 @@ impl InFlight {
 
     /// The lanes of all, one entry a flight.
     pub(super) fn lanes(&self) -> Vec<Lane> {
-        self.0.iter().map(|(_, lane)| lane.clone()).collect()
+        self.0.iter().map(|flight| flight.lane.clone()).collect()
+    }
+
+    /// The same of those that somebody waits for, or that outlive their callers.
+    pub(super) fn attended(&self) -> Vec<Lane> {
+        let attended = self.0.iter().filter(|flight| !flight.is_unattended());
+        attended.map(|flight| flight.lane.clone()).collect()
+    }
+
+    /// Whether there are any that nobody waits for.
+    pub(super) fn has_unattended(&self) -> bool {
+        self.0.iter().any(Flight::is_unattended)
+    }
+
+    /// Has those put back that nobody waits for.
+    pub(super) fn interrupt_unattended(&self) {
+        for output in self.0.iter().filter_map(|flight| flight.unattended.as_ref()) {
+            output.interrupt();
+        }
     }
 }
 
@@ -94,8 +131,8 @@ mod tests {
     #[test]
     fn the_end_of_one_flight_does_not_end_the_next_of_the_same_job() {
         let mut flying = InFlight::default();
-        flying.take_off(7, Lane::Opaque);
-        flying.take_off(7, Lane::Opaque);
+        flying.take_off(7, Lane::Opaque, None);
+        flying.take_off(7, Lane::Opaque, None);
         flying.land(7);
         assert_eq!(flying.lanes(), [Lane::Opaque]);
         flying.land(7);

@@ -9,6 +9,7 @@ use crate::store::{LanesInView, StoreError, WaitingLane};
 
 use super::handle::add;
 use super::mind::Installed;
+use super::ps_question::PsAnswer;
 use super::{Hands, Worker};
 
 /// A clock is set back by less than this all the time.
@@ -42,46 +43,20 @@ impl Worker {
         tools.store.lanes_in_view(now_ms, of).await
     }
 
-    /// The board of now.
+    /// The board of now. Jobs in flight that nobody waits for are not on it: they make room.
     pub(super) fn board(&self, waiting: &[WaitingLane]) -> Board {
-        let mut waiting: Vec<Waiting> = waiting.iter().filter_map(WaitingLane::ready).collect();
-        self.add_embeds(&mut waiting);
-        let tools = &self.hands.tools;
-        let (mind, held, now_ms) =
-            (self.hands.handle.mind(), tools.residency.held(), tools.clock.now_ms());
-        mind.see(&held, &waiting, now_ms);
-        let mut board = mind.board(
-            now_ms,
-            &waiting,
-            &held,
-            &Installed(&tools.inventory),
-            &self.hands.settings.policy,
-        );
-        board.in_flight = self.in_flight.lanes();
-        board
+        self.let_embeds_pass();
+        self.hands.board(waiting, self.in_flight.attended())
     }
 
-    /// Lets those embeds go on that need not wait any more, and adds the others to what waits. Those of a model that also
-    /// generates wait with its interactive jobs.
-    fn add_embeds(&self, waiting: &mut Vec<Waiting>) {
+    /// Lets those embeds go on that need not wait any more.
+    fn let_embeds_pass(&self) {
         let hands = &self.hands;
         let (embeds, residency) = (hands.handle.embeds(), &hands.tools.residency);
-        let serves = |key: &LoadKey| residency.serves(key);
-        embeds.release(serves);
+        embeds.release(|key| residency.serves(key));
         // Nothing makes room for what does not load anyway.
         let installed = Installed(&hands.tools.inventory);
         embeds.let_through(|key| hands.handle.mind().cools_down(key, &installed, hands.now_ms()));
-        for lane in embeds.on_board(serves) {
-            let is_same =
-                |other: &&mut Waiting| other.lane == lane.lane && other.class == lane.class;
-            match waiting.iter_mut().find(is_same) {
-                Some(jobs) => {
-                    jobs.jobs = jobs.jobs.saturating_add(lane.jobs);
-                    jobs.ready_at_ms = jobs.ready_at_ms.min(lane.ready_at_ms);
-                }
-                None => waiting.push(lane),
-            }
-        }
     }
 
     /// Whether an embed waits for its model since ps was last asked: somebody else may have loaded it.
@@ -99,6 +74,7 @@ impl Worker {
             self.hands.tools.store.clamp_ready(now_ms).await?;
             self.hands.handle.mind().clock_set_back(now_ms);
             self.hands.tools.residency.clock_set_back(now_ms);
+            self.quiet_since_ms = self.quiet_since_ms.min(now_ms);
             for (_, since_ms) in &mut self.missing {
                 *since_ms = (*since_ms).min(now_ms);
             }
@@ -123,10 +99,11 @@ impl Worker {
     /// Asks ps. `false` if the upstream is away: then there is nothing to decide. A ps that is merely slow (it waits for
     /// locks during swaps) leaves what is known.
     pub(super) async fn refresh_residency(&mut self) -> bool {
-        let asked_at_ms = self.hands.now_ms();
+        let Some(PsAnswer { asked, asked_at_ms, listed }) = self.ask_ps().await else {
+            return true;
+        };
         let tools = &self.hands.tools;
-        let asked = tools.residency.asking();
-        match tools.inventory.ps(&tools.ollama).await {
+        match listed {
             Ok(ps) => {
                 self.ps_at_ms = asked_at_ms;
                 for entry in ps.iter().filter_map(|listed| tools.inventory.find(&listed.listed)) {
@@ -224,6 +201,35 @@ impl Worker {
 }
 
 impl Hands {
+    /// The board of now, with these lanes in flight.
+    pub(super) fn board(&self, waiting: &[WaitingLane], in_flight: Vec<Lane>) -> Board {
+        let mut waiting: Vec<Waiting> = waiting.iter().filter_map(WaitingLane::ready).collect();
+        self.add_embeds(&mut waiting);
+        let tools = &self.tools;
+        let (mind, held, now_ms) =
+            (self.handle.mind(), tools.residency.held(), tools.clock.now_ms());
+        mind.see(&held, &waiting, now_ms);
+        let (models, policy) = (Installed(&tools.inventory), &self.settings.policy);
+        let board = mind.board(now_ms, &waiting, &held, &models, policy);
+        Board { in_flight, ..board }
+    }
+
+    /// Adds the embeds to what waits. Those of a model that also generates wait with its interactive jobs.
+    fn add_embeds(&self, waiting: &mut Vec<Waiting>) {
+        let serves = |key: &LoadKey| self.tools.residency.serves(key);
+        for lane in self.handle.embeds().on_board(serves) {
+            let is_same =
+                |other: &&mut Waiting| other.lane == lane.lane && other.class == lane.class;
+            match waiting.iter_mut().find(is_same) {
+                Some(jobs) => {
+                    jobs.jobs = jobs.jobs.saturating_add(lane.jobs);
+                    jobs.ready_at_ms = jobs.ready_at_ms.min(lane.ready_at_ms);
+                }
+                None => waiting.push(lane),
+            }
+        }
+    }
+
     /// Whether a model serves embeddings only, or is the configured embedder: never a victim.
     pub(super) fn is_embedder(&self, model: &ModelName) -> bool {
         self.embedder().is_some_and(|name| self.tools.inventory.is_same(&name, model))

@@ -20,10 +20,13 @@ mod outcome;
 pub mod output;
 mod outputs;
 mod patience;
+mod ps_question;
 mod refusal;
+mod rest_check;
 mod run;
 mod searches;
 mod swap;
+mod unattended;
 mod watch;
 
 use std::sync::Arc;
@@ -51,6 +54,7 @@ pub use forecast::{Forecast, OfJob, Scene};
 pub use handle::{Counts, WorkerHandle};
 pub use mind::Arrival;
 use mind::Mind;
+use ps_question::PsQuestion;
 pub use searches::{Searches, Searching};
 
 /// Chores that may wait for a border. Each is a person's delete or a reconnect.
@@ -109,8 +113,10 @@ pub struct Worker {
     chores: mpsc::Receiver<Chore>,
     /// The outages of the upstream up to which its memory was asked about.
     outages_seen: u64,
-    /// When ps was last asked.
+    /// When ps was last asked, of the questions that it answered.
     ps_at_ms: i64,
+    /// The question to ps that is out.
+    ps_question: Option<PsQuestion>,
     /// The latest time seen, to notice a clock that is set back.
     seen_ms: i64,
     /// The models of others in memory, each with when Ollama lets it go, as last seen.
@@ -119,6 +125,8 @@ pub struct Worker {
     others_used_at_ms: i64,
     /// When somebody else's loads were last warned about.
     warned_at_ms: i64,
+    /// Since when nothing that somebody waits for was ready or in flight.
+    quiet_since_ms: i64,
     /// Keys that went away with nothing in their place yet, and when foreman had loaded them.
     missing: Vec<(LoadKey, i64)>,
     /// Whether the load of an embedder is under way: nothing is dispatched meanwhile.
@@ -165,6 +173,7 @@ impl Worker {
         let folder = tools.store.answers_folder();
         let outputs = Arc::new(outputs::Outputs::new(folder, answer_bytes_max));
         let mind = Mind::new(&past.learned, past.last_seq);
+        let now_ms = tools.clock.now_ms();
         let handle = WorkerHandle::new(outputs, chore_sender, mind, &tools);
         let hands = Hands { tools, settings: Arc::new(settings), handle: handle.clone() };
         let worker = Worker {
@@ -172,9 +181,11 @@ impl Worker {
             chores,
             outages_seen: 0,
             ps_at_ms: 0,
+            ps_question: None,
             seen_ms: 0,
             others: Vec::new(),
             others_used_at_ms: 0,
+            quiet_since_ms: now_ms,
             warned_at_ms: 0,
             missing: Vec::new(),
             is_loading_embedder: false,

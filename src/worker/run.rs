@@ -7,33 +7,54 @@ use crate::clock;
 use crate::domain::job::{Class, Event};
 use crate::domain::model::{LoadKey, ModelName};
 use crate::domain::retry::Fault;
-use crate::domain::schedule::{Decision, Lane, Reason, decide};
+use crate::domain::schedule::{Board, Decision, Lane, Reason, decide};
 use crate::fail_point;
 use crate::store::{Claim, Extent, StoreError, WaitingLane};
 
 use super::conclude::Conclusion;
 use super::embeds::Watch;
 use super::output::Output;
+use super::rest_check::RestCheck;
 use super::{Hands, Worker};
 
 /// How old what ps said may be when a job is dispatched on it.
-const PS_FRESH_MS: i64 = 5_000;
+pub(super) const PS_FRESH_MS: i64 = 5_000;
 
 /// Pause after a fault of the store's, so that a full disk is not asked a thousand times a second.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
 
-/// The longest the idle worker sleeps without looking: nothing needs it, but a missed wake-up would cost no more.
-const REST_MAX: Duration = Duration::from_secs(30);
+/// The longest the idle worker sleeps without looking: for a clock that is set ahead meanwhile. No wake-up is missed
+/// ([`super::rest_check`]).
+pub(super) const REST_MAX: Duration = Duration::from_secs(30);
 
 /// What a turn came to.
-enum Turn {
+pub(super) enum Turn {
     /// Something was done; look again.
     Acted,
     /// Nothing can be dispatched now: nothing is ready, a key is held, or a job in flight has to end first.
     Rest {
         /// For this long, unless woken.
         until: Duration,
+        /// What would end it before.
+        awaited: Awaited,
     },
+}
+
+/// What a resting worker waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Awaited {
+    /// The end of a job in flight, whatever else changes.
+    Landing,
+    /// The return of a client for which a key is held.
+    Return,
+    /// A change of what waits.
+    Change,
+}
+
+impl Turn {
+    pub(super) fn rest(until: Duration, awaited: Awaited) -> Turn {
+        Turn::Rest { until, awaited }
+    }
 }
 
 impl Worker {
@@ -51,24 +72,29 @@ impl Worker {
             if self.embedder_loaded.try_recv().is_ok() {
                 self.is_loading_embedder = false;
             }
-            let wake = self.hands.handle.waking();
-            let woken = wake.notified();
-            tokio::pin!(woken);
+            let (wake, moved) = (self.hands.handle.waking(), self.hands.tools.store.moved());
+            let (woken, moved) = (wake.notified(), moved.notified());
+            tokio::pin!(woken, moved);
             woken.as_mut().enable();
-            let rest = match self.turn().await {
+            moved.as_mut().enable();
+            let (rest, awaited) = match self.turn().await {
                 Ok(Turn::Acted) => continue,
-                Ok(Turn::Rest { until }) => until.min(REST_MAX),
+                Ok(Turn::Rest { until, awaited }) => (until.min(REST_MAX), awaited),
                 Err(StoreError::Closed) => {
                     tasks.break_down("store");
                     continue;
                 }
                 Err(fault) => {
                     tracing::error!(db.error = %fault, "the worker cannot read the queue; it tries again");
-                    STORE_PAUSE
+                    (STORE_PAUSE, Awaited::Landing)
                 }
             };
+            let (hands, in_flight) = (self.hands.clone(), self.in_flight.attended());
+            let check = RestCheck { hands, in_flight, awaited };
             tokio::select! {
                 () = woken => (),
+                () = moved => (),
+                () = check.lost_wake_up() => (),
                 Some(seq) = self.landed.recv() => self.land(seq),
                 Some(()) = self.embedder_loaded.recv() => self.is_loading_embedder = false,
                 () = tokio::time::sleep(rest) => (),
@@ -90,12 +116,15 @@ impl Worker {
         let embeds = self.hands.handle.embeds().clone();
         // From here on each end of an embed is told, so that none is missed.
         embeds.watch(Watch::EachEnd);
+        if self.is_loading_embedder {
+            return Ok(Turn::rest(REST_MAX, Awaited::Landing));
+        }
         let is_full = self.in_flight.len() >= self.hands.settings.policy.parallel.max(1);
-        if self.is_loading_embedder
-            || (is_full && !embeds.are_waiting())
-            || (!is_border && !self.chores.is_empty())
-        {
-            return Ok(Turn::Rest { until: REST_MAX });
+        let has_chores = !is_border && !self.chores.is_empty();
+        let is_busy = is_full && !embeds.are_waiting() && !self.in_flight.has_unattended();
+        if has_chores || is_busy {
+            // Whoever asked for a chore waits, too.
+            return Ok(self.interrupt_unattended());
         }
         let tasks = self.hands.tools.tasks.clone();
         self.notice_outages();
@@ -118,7 +147,8 @@ impl Worker {
                 () = tasks.forced() => return Ok(Turn::Acted),
             }
         }
-        let mut decision = decide(&self.board(&view.lanes));
+        let mut board = self.board(&view.lanes);
+        let mut decision = decide(&board);
         // A clock that was set back makes it old, too.
         let is_old = (self.hands.now_ms() - self.ps_at_ms).abs() > PS_FRESH_MS;
         let loads = matches!(decision, Decision::Swap { .. } | Decision::LoadEmbedder { .. });
@@ -133,18 +163,26 @@ impl Worker {
             if view.extent == Extent::Part {
                 view = self.look().await?;
             }
-            decision = decide(&self.board(&view.lanes));
+            board = self.board(&view.lanes);
+            decision = decide(&board);
         }
         if tasks.is_draining() {
             return Ok(Turn::Acted);
         }
+        if !board.queues.is_empty() || !board.in_flight.is_empty() {
+            self.quiet_since_ms = board.now_ms;
+        }
+        if let Some(turn) = self.yield_to(&decision) {
+            return Ok(turn);
+        }
         self.hands.handle.mind().decided(&decision, self.hands.now_ms());
-        self.act(decision, &view.lanes).await
+        self.act(decision, &board, &view.lanes).await
     }
 
     async fn act(
         &mut self,
         decision: Decision,
+        board: &Board,
         waiting: &[WaitingLane],
     ) -> Result<Turn, StoreError> {
         let embeds = self.hands.handle.embeds().clone();
@@ -152,15 +190,21 @@ impl Worker {
             embeds.watch(Watch::Nothing);
         }
         match decision {
-            // A slot may be free for a job whose delay ends meanwhile.
-            Decision::Busy => Ok(Turn::Rest { until: self.rest_until(None).await? }),
+            // A slot may be free for a job whose delay ends meanwhile, or for one that goes first once it is late.
+            Decision::Busy => {
+                let until = self.rest_until(board.next_due_at_ms()).await?;
+                Ok(Turn::rest(until, Awaited::Change))
+            }
             Decision::Idle { until_ms } => {
                 let wanted = super::look::wanted(waiting);
-                Ok(Turn::Rest { until: self.rest(&wanted, until_ms).await? })
+                match self.in_flight.is_empty() {
+                    true => self.run_unattended(&wanted, until_ms).await,
+                    false => Ok(Turn::rest(self.rest(&wanted, until_ms).await?, Awaited::Change)),
+                }
             }
             Decision::Hold { until_ms, .. } => {
                 // A job of the held key may be among those whose delay ends meanwhile.
-                Ok(Turn::Rest { until: self.rest_until(Some(until_ms)).await? })
+                Ok(Turn::rest(self.rest_until(Some(until_ms)).await?, Awaited::Return))
             }
             Decision::Run { lane, class, reason } => self.dispatch(lane, class, reason).await,
             Decision::LoadEmbedder { unload, load, .. } => {
@@ -208,7 +252,7 @@ impl Worker {
         Ok(Turn::Acted)
     }
 
-    async fn swap_and_dispatch(
+    pub(super) async fn swap_and_dispatch(
         &mut self,
         claim: Claim,
         unload: &[ModelName],
@@ -269,9 +313,10 @@ impl Worker {
     }
 
     /// Starts a claimed job; the loop goes on meanwhile.
-    fn take_off(&mut self, claim: Claim, lane: Lane, load_ms: i64) {
+    pub(super) fn take_off(&mut self, claim: Claim, lane: Lane, load_ms: i64) {
         let (seq, hands, landing) = (claim.seq, self.hands.clone(), self.landing.clone());
-        self.in_flight.take_off(seq, lane.clone());
+        let unattended = claim.is_unattended.then(|| hands.handle.outputs().open(claim.id));
+        self.in_flight.take_off(seq, lane.clone(), unattended);
         self.border.send_replace(false);
         self.hands.tools.tasks.spawn_vital("job", async move {
             hands.fly(claim, &lane, load_ms).await;
@@ -282,7 +327,7 @@ impl Worker {
     }
 
     /// How long there is nothing to do unless something happens.
-    async fn rest(
+    pub(super) async fn rest(
         &self,
         wanted: &[LoadKey],
         until_ms: Option<i64>,
@@ -296,7 +341,7 @@ impl Worker {
     /// How long until then, or until the delay of a job ends.
     async fn rest_until(&self, until_ms: Option<i64>) -> Result<Duration, StoreError> {
         let now_ms = self.hands.now_ms();
-        let next_ready = self.hands.tools.store.next_ready_at_ms(now_ms).await?;
+        let next_ready = self.hands.tools.store.next_ready_at_ms().await?;
         let next = next_ready.into_iter().chain(until_ms).min();
         let wait_ms = next.map_or(i64::MAX, |at_ms| (at_ms - now_ms).max(1));
         Ok(Duration::from_millis(u64::try_from(wait_ms).unwrap_or(1)))
@@ -330,7 +375,7 @@ impl Hands {
 }
 
 /// Between a claim and whatever follows from it.
-fn after_claims(claims: usize) {
+pub(super) fn after_claims(claims: usize) {
     if claims > 0 {
         fail_point::reach("claim.committed");
     }

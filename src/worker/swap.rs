@@ -23,6 +23,9 @@ use super::{Hands, brief};
 /// a runner that has not died after six times that will not.
 const GONE_LIMIT: Duration = Duration::from_secs(30);
 
+/// So many questions to ps without an answer between them are enough: it stalls for up to 5 s while Ollama swaps.
+const UNANSWERED_MAX: u32 = 6;
+
 /// How often ps is asked while a model goes: first at once, then less and less often.
 const GONE_PAUSE_FIRST: Duration = Duration::from_millis(10);
 const GONE_PAUSE_MAX: Duration = Duration::from_millis(250);
@@ -168,6 +171,11 @@ impl Hands {
         if kept.is_empty() && embedders.is_empty() {
             return 0;
         }
+        if self.tools.inventory.is_ps_slow() {
+            // The next answer will tell what is left.
+            self.tools.residency.doubt();
+            return 0;
+        }
         let Ok(ps) = self.tools.inventory.ps(&self.tools.ollama).await else { return 0 };
         let inventory = &self.tools.inventory;
         let is_gone =
@@ -262,22 +270,29 @@ impl Hands {
     }
 
     pub(super) async fn wait_until_gone(&self, model: &ModelName) {
+        if self.tools.inventory.is_ps_slow() {
+            // Nobody can tell. Ollama waits by itself for the memory of what it unloads.
+            return;
+        }
         if tokio::time::timeout(GONE_LIMIT, self.gone(model)).await.is_err() {
             tracing::warn!(model.name = %model, limit.s = GONE_LIMIT.as_secs(),
                 "an unloaded model is still listed; going on all the same");
         }
     }
 
-    /// Returns when ps no longer lists the model under any of its names, or the upstream is away.
+    /// Returns when ps no longer lists the model under any of its names, or has said nothing for a while, or the upstream is
+    /// away.
     async fn gone(&self, model: &ModelName) {
-        let mut pause = GONE_PAUSE_FIRST;
-        loop {
+        let (mut pause, mut unanswered) = (GONE_PAUSE_FIRST, 0);
+        while unanswered < UNANSWERED_MAX {
             let inventory = &self.tools.inventory;
             match inventory.ps(&self.tools.ollama).await {
                 Ok(ps) if ps.iter().all(|entry| !inventory.is_same(&entry.model, model)) => return,
                 Err(SendError::Unreachable { .. }) => return,
-                Ok(_) | Err(_) => tokio::time::sleep(pause).await,
+                Ok(_) => unanswered = 0,
+                Err(_) => unanswered += 1,
             }
+            tokio::time::sleep(pause).await;
             pause = (pause * 2).min(GONE_PAUSE_MAX);
         }
     }

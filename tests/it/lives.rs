@@ -233,7 +233,7 @@ impl Life<'_> {
             Decision::LoadEmbedder { .. } => panic!("no embeds here"),
             Decision::Busy => panic!("nothing is in flight"),
             Decision::Idle { until_ms } => {
-                let next = self.store().next_ready_at_ms(self.now_ms).await.unwrap();
+                let next = self.store().next_ready_at_ms().await.unwrap();
                 let until = until_ms.into_iter().chain(next).min().unwrap_or(self.now_ms);
                 self.now_ms = self.now_ms.max(until);
             }

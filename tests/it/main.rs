@@ -32,6 +32,7 @@ mod queue;
 mod replay;
 mod same;
 mod schedule;
+mod slow_metadata;
 mod status;
 mod stopping;
 mod trace;

@@ -21,6 +21,14 @@ pub struct Board {
     pub policy: Policy,
 }
 
+impl Board {
+    /// When the next waiting job passes its due time: by that the order may change without anything happening.
+    pub fn next_due_at_ms(&self) -> Option<i64> {
+        let heads = self.queues.iter().flat_map(|queue| &queue.heads);
+        heads.map(|head| head.due_at_ms).filter(|due_at_ms| *due_at_ms > self.now_ms).min()
+    }
+}
+
 /// A lane with its longest waiting jobs. In a lane of embeds whose model is resident, the embeds under way count as waiting.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Queue {

@@ -14,6 +14,7 @@ mod hold;
 mod lane;
 mod reason;
 mod rotate;
+mod unattended;
 
 use super::job::Class;
 use super::model::{LoadKey, ModelName};
@@ -23,6 +24,7 @@ pub use fits::{Fits, Verdict};
 pub use lane::Lane;
 pub use reason::Reason;
 pub use rotate::RESIDENCE_LOADS;
+pub use unattended::decide_unattended;
 
 /// What the worker shall do.
 #[derive(Debug, Clone, PartialEq, Eq)]

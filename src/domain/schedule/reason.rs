@@ -34,6 +34,8 @@ pub enum Reason {
     Unload,
     /// Embeds wait for it.
     Embed,
+    /// Nobody waits for it, and there is nothing else to do.
+    Unattended,
 }
 
 impl Reason {
@@ -51,6 +53,7 @@ impl Reason {
             Reason::Confirm => "confirm",
             Reason::Unload => "unload",
             Reason::Embed => "embed",
+            Reason::Unattended => "unattended",
         }
     }
 }
@@ -86,6 +89,7 @@ impl fmt::Display for Reason {
             }
             Reason::Unload => "a client asked to unload",
             Reason::Embed => "embeds wait for it",
+            Reason::Unattended => "nobody waits for it, and there was nothing else to do",
         })
     }
 }

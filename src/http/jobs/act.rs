@@ -75,7 +75,6 @@ pub(super) async fn retry(
             fail_point::reach("reopen.committed");
             tracing::info!(job.id = %id, "job goes back to the queue, by hand");
             remove(edge, &file.into_iter().collect::<Vec<_>>()).await;
-            edge.worker.wake();
             edge.worker.deadline_waits();
         }
         Reopening::WrongState(state) => {
@@ -138,7 +137,6 @@ pub(super) async fn retry_many(
             break;
         }
     }
-    edge.worker.wake();
     edge.worker.deadline_waits();
     Ok(told(edge, all, "jobs go back to the queue, by hand").await)
 }

@@ -13,6 +13,7 @@ mod opening;
 mod owners;
 mod plans;
 mod recount;
+mod set_aside;
 mod waiting;
 
 use bytes::Bytes;

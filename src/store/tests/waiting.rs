@@ -136,7 +136,7 @@ async fn a_job_is_ready_since_its_delay_was_over() {
     assert_eq!((lane.depth, lane.delayed, lane.oldest_seq), (2, 1, delayed.seq));
     let lanes = store.waiting_lanes(1_500).await.unwrap();
     assert_eq!(lanes[0].head, Some(WaitingHead { seq: at_once.seq, ready_at_ms: 3 }));
-    assert_eq!(store.next_ready_at_ms(1_500).await.unwrap(), None);
+    assert_eq!(store.next_ready_at_ms().await.unwrap(), None);
     assert_eq!(store.overview(Vec::new(), 10).await.unwrap().lanes[0].delayed, 0);
     assert_eq!(claim(&store, "a", 1_500).await.seq, delayed.seq, "by arrival");
     let head = store.waiting_lanes(1_500).await.unwrap()[0].head;

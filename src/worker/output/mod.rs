@@ -54,6 +54,8 @@ struct Inner {
     /// The job outlives its caller.
     is_async: bool,
     is_in_flight: bool,
+    /// The attempt is to end for a job that somebody waits for; what came of it is not shown.
+    is_interrupted: bool,
     /// Somebody cancelled the job, rather than leaving it.
     is_cancelled: bool,
     /// Records of the stream so far: about as many as tokens.
@@ -119,6 +121,7 @@ impl Output {
         let mut inner = self.lock();
         inner.is_in_flight = true;
         inner.notice = None;
+        inner.is_interrupted = false;
         inner.is_async = is_async;
         inner.timings.attempt = attempt;
     }
@@ -164,6 +167,7 @@ impl Output {
             is_followed: inner.is_followed,
             waiters: inner.waiters,
             is_async: inner.is_async,
+            is_interrupted: inner.is_interrupted,
             is_cancelled: inner.is_cancelled,
             ..Inner::default()
         };
@@ -265,7 +269,7 @@ impl Output {
     /// it must not start over unseen.
     pub fn show(&self) {
         let mut inner = self.lock();
-        inner.is_shown |= inner.is_followed || inner.is_async;
+        inner.is_shown |= (inner.is_followed || inner.is_async) && !inner.is_interrupted;
         drop(inner);
         self.changed.notify_waiters();
     }

@@ -27,4 +27,25 @@ impl Output {
     pub fn is_followed(&self) -> bool {
         self.lock().is_followed
     }
+
+    /// Tells the attempt to end for a job that somebody waits for, unless somebody waits for this one.
+    pub fn interrupt(&self) {
+        let mut inner = self.lock();
+        inner.is_interrupted |= !inner.is_followed;
+        drop(inner);
+        self.changed.notify_waiters();
+    }
+
+    /// Returns when the attempt is to end for a job that somebody waits for. Cancel-safe.
+    pub async fn interrupted(&self) {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if self.lock().is_interrupted {
+                return;
+            }
+            changed.await;
+        }
+    }
 }

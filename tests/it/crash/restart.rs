@@ -319,8 +319,8 @@ async fn a_resumed_stream_that_nobody_follows_is_tried_again() {
     assert_eq!(next.ended().await, Some(0));
 }
 
-/// An unstreamed job that a restart brought back, and that hangs: nobody waits for it who could leave, so it is ended, and
-/// what waits behind it is served. (It held the queue for ever.)
+/// An unstreamed job that a restart brought back, and that hangs: nobody waits for it who could leave, so it is ended.
+/// (It held the queue for ever.)
 #[tokio::test]
 async fn a_resumed_job_that_hangs_is_ended() {
     let place = Place::new(&["a"]).await;
@@ -329,8 +329,8 @@ async fn a_resumed_job_that_hangs_is_ended() {
     place.stub.release_loads();
     let flags = ["--idle-limit", "100ms", "--max-attempts", "1"];
     let next = Daemon::start(&place.stub.url(), &place.db(), &flags).await;
-    // It is of class batch now, and would wait for one that comes while it waits.
-    place.stub.wait_for_log(|log| log.iter().any(|entry| entry.path == "/api/chat")).await;
+    // It would make room for one that comes while it runs.
+    wait_for(next.addr, |status| status["stored"]["failed"] == 1).await;
     assert_eq!(post(next.addr, "/api/chat", &chat_unstreamed("a", "next")).await.status, 200);
     assert_eq!(place.job("resumed").state, "failed");
     next.terminate();

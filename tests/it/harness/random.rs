@@ -26,8 +26,8 @@ impl Random {
     }
 
     /// One of a list.
-    pub(crate) fn one_of<T: Copy>(&mut self, list: &[T]) -> T {
+    pub(crate) fn one_of<T: Clone>(&mut self, list: &[T]) -> T {
         let length = u64::try_from(list.len()).unwrap();
-        list[usize::try_from(self.below(length)).unwrap()]
+        list[usize::try_from(self.below(length)).unwrap()].clone()
     }
 }

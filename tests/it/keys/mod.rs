@@ -6,6 +6,7 @@ mod events;
 mod hidden;
 mod in_flight;
 mod reload;
+mod rests;
 mod same;
 mod search;
 
@@ -44,11 +45,13 @@ fn with_alice(more: &Value) -> Vec<Value> {
     lines
 }
 
-/// Writes a file of keys.
+/// Writes a file of keys, at once: foreman may be reading the one before.
 fn write(path: &Path, lines: &[Value]) {
     let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
-    std::fs::write(path, format!("# people\n\n{text}")).unwrap();
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let beside = path.with_extension("new");
+    std::fs::write(&beside, format!("# people\n\n{text}")).unwrap();
+    std::fs::set_permissions(&beside, std::fs::Permissions::from_mode(0o600)).unwrap();
+    std::fs::rename(beside, path).unwrap();
 }
 
 /// Foreman with keys, in front of a stub.

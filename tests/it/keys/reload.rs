@@ -54,6 +54,12 @@ impl Home {
         assert!(sent.success());
     }
 
+    /// Stops it; it must have logged no error.
+    pub(super) async fn end_well(self) {
+        self.daemon.terminate();
+        assert_eq!(self.daemon.ended().await, Some(0));
+    }
+
     /// Asks until this key is taken, or is not.
     async fn until(&self, key: &str, status: u16) {
         let looks =

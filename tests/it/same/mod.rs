@@ -8,6 +8,7 @@ mod duplicates_leave;
 mod idempotency;
 mod idempotency_ends;
 mod prefer;
+mod unattended;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
