@@ -65,6 +65,7 @@ pub use recovery::Recovered;
 pub use refusals::{Refused, Refusing};
 pub use retention::{EndedBefore, Swept};
 pub use rows::HeaderList;
+pub use set_aside::SetAside;
 pub use space::Room;
 pub use trace::FinishedJob;
 pub use view::{AnswerSummary, Attempt, Filter, JobView, Listed, Sought};

@@ -29,6 +29,19 @@ const MAY_RUN: &str = "job INDEXED BY job_set_aside
     WHERE state = 'queued' AND is_set_aside = 1 AND not_before_ms <> 0
     AND (ready_at_ms <= ?1 OR ready_at_ms > ?2) AND client NOT IN (SELECT value FROM json_each(?3))";
 
+/// The first end of a delay after an attempt.
+const NEXT_READY: &str = "SELECT MIN(ready_at_ms) FROM job INDEXED BY job_set_aside
+    WHERE state = 'queued' AND is_set_aside = 1 AND not_before_ms <> 0 AND ready_at_ms > ?1";
+
+/// The jobs set aside, as the worker sees them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SetAside {
+    /// Those that may run, one entry for each lane with the oldest of them.
+    pub lanes: Vec<Waiting>,
+    /// When the next one may, that has to wait for a delay after an attempt (milliseconds since 1970).
+    pub next_ready_at_ms: Option<i64>,
+}
+
 impl Store {
     /// Sets the waiting jobs aside whose clients' connections went with an earlier daemon; how many. Survives kill -9, and
     /// done again changes nothing.
@@ -40,13 +53,18 @@ impl Store {
         self.write(Durability::Process, set_aside).await
     }
 
-    /// The jobs set aside that may run, one entry for each lane with the oldest of them.
+    /// The jobs set aside.
     ///
     /// # Errors
     /// Any of the store's.
-    pub async fn set_aside(&self, now_ms: i64) -> Result<Vec<Waiting>, StoreError> {
+    pub async fn set_aside(&self, now_ms: i64) -> Result<SetAside, StoreError> {
         let caps = self.caps();
-        self.read(move |tx| lanes(tx, &caps, now_ms)).await
+        self.read(move |tx| {
+            let next_ready_at_ms =
+                tx.prepare_cached(NEXT_READY)?.query_row([now_ms], |row| row.get(0))?;
+            Ok(SetAside { lanes: lanes(tx, &caps, now_ms)?, next_ready_at_ms })
+        })
+        .await
     }
 
     /// Claims the oldest job set aside in a lane; `None` if there is none any more. Survives kill -9.

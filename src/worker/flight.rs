@@ -90,7 +90,8 @@ impl Hands {
             false => self.attempt(&claim, &output, lane.key(), load_ms).await,
         };
         let now_ms = self.now_ms();
-        match (lane.key(), &conclusion) {
+        let is_used = !claim.is_unattended || output.is_followed();
+        match (lane.key().filter(|_| is_used), &conclusion) {
             (Some(key), Conclusion::Whole) => {
                 self.handle.mind().served(claim.id, key, Some(now_ms - began_ms), now_ms);
             }
@@ -98,6 +99,7 @@ impl Hands {
             (Some(key), Conclusion::Answered { fault: Fault::Told(Told::Final), .. }) => {
                 self.handle.mind().served(claim.id, key, None, now_ms);
             }
+            // Nor does one that nobody waits for say that somebody uses the model.
             _ => self.handle.mind().gave_up(claim.id),
         }
         self.after_attempt(&claim, &conclusion).await;

@@ -24,8 +24,10 @@ const FOUND_MAX: u32 = 8;
 /// A rest of the worker.
 pub(super) struct RestCheck {
     pub(super) hands: Hands,
-    /// The lanes of the jobs in flight.
+    /// The lanes of the jobs in flight that somebody waits for.
     pub(super) in_flight: Vec<Lane>,
+    /// Since when there is nothing to do but for what nobody waits for; `None` while anything is in flight.
+    pub(super) quiet_since_ms: Option<i64>,
     pub(super) awaited: Awaited,
 }
 
@@ -51,7 +53,7 @@ impl RestCheck {
     /// Never returns.
     #[cfg(not(debug_assertions))]
     pub(super) async fn lost_wake_up(self) {
-        let RestCheck { hands: _, in_flight: _, awaited: _ } = self;
+        let RestCheck { hands: _, in_flight: _, quiet_since_ms: _, awaited: _ } = self;
         std::future::pending().await
     }
 
@@ -71,7 +73,15 @@ impl RestCheck {
             }
             // A hold was decided until a time; as that passes without a return, a swap may come to seem better before.
             (Decision::Swap { .. } | Decision::LoadEmbedder { .. }, _) => None,
-            (Decision::Hold { .. } | Decision::Busy | Decision::Idle { .. }, _) => None,
+            (Decision::Idle { .. }, _) => self.overlooked_of_nobodys().await,
+            (Decision::Hold { .. } | Decision::Busy, _) => None,
         }
+    }
+
+    /// What could be done for a job that nobody waits for.
+    #[cfg(debug_assertions)]
+    async fn overlooked_of_nobodys(&self) -> Option<Decision> {
+        let decision = self.hands.unattended(self.quiet_since_ms?).await.ok()?;
+        matches!(decision, Decision::Run { .. } | Decision::Swap { .. }).then_some(decision)
     }
 }

@@ -90,7 +90,8 @@ impl Worker {
                 }
             };
             let (hands, in_flight) = (self.hands.clone(), self.in_flight.attended());
-            let check = RestCheck { hands, in_flight, awaited };
+            let quiet_since_ms = self.in_flight.is_empty().then_some(self.quiet_since_ms);
+            let check = RestCheck { hands, in_flight, quiet_since_ms, awaited };
             tokio::select! {
                 () = woken => (),
                 () = moved => (),

@@ -14,11 +14,17 @@ impl Hands {
     /// What may be done for jobs that nobody waits for, where nothing else is to be done since `quiet_since_ms`.
     pub(super) async fn unattended(&self, quiet_since_ms: i64) -> Result<Decision, StoreError> {
         let now_ms = self.now_ms();
-        let waiting = self.tools.store.set_aside(now_ms).await?;
+        let set_aside = self.tools.store.set_aside(now_ms).await?;
         let held = self.tools.residency.held();
         let (models, policy) = (Installed(&self.tools.inventory), &self.settings.policy);
-        let board = self.handle.mind().board(now_ms, &waiting, &held, &models, policy);
-        Ok(decide_unattended(&board, quiet_since_ms))
+        let board = self.handle.mind().board(now_ms, &set_aside.lanes, &held, &models, policy);
+        Ok(match decide_unattended(&board, quiet_since_ms) {
+            Decision::Idle { until_ms } => {
+                let until_ms = until_ms.into_iter().chain(set_aside.next_ready_at_ms).min();
+                Decision::Idle { until_ms }
+            }
+            decision => decision,
+        })
     }
 }
 

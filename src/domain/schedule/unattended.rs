@@ -57,11 +57,12 @@ fn may_begin_ms(board: &Board, queue: &Queue) -> i64 {
 }
 
 /// From when on a resident may go for a job that nobody waits for: when nobody has used it for its residence, and nobody is
-/// expected back.
+/// expected back. One that nobody has used in this life of the daemon stays for a load: its clients may be on their way back,
+/// and what its load takes may be no more than a guess.
 fn is_free_ms(board: &Board, queue: &Queue, victim: &Resident) -> i64 {
     let visit = &victim.visit;
-    let unused_ms =
-        visit.dry_since_ms.saturating_add(visit.load_ms.saturating_mul(RESIDENCE_LOADS));
+    let loads = if visit.dry_since_ms > visit.since_ms { RESIDENCE_LOADS } else { 1 };
+    let unused_ms = visit.dry_since_ms.saturating_add(visit.load_ms.saturating_mul(loads));
     let pair_ms = visit.load_ms.saturating_add(queue.load_ms);
     let expected_ms = match board.policy.hold {
         Hold::Off | Hold::Fixed { .. } => None,
@@ -142,6 +143,9 @@ mod tests {
         assert_eq!(stays, Decision::Idle { until_ms: Some(NOW_MS + 3_000) });
         assert_eq!(decided(&queues, &[resident("a", 8_000)], 8_000), swap(&["a"]));
         assert_eq!(decided(&[queue("b", 1, &[])], &[], 8_000), swap(&[]));
+        let mut unused = resident("a", 3_000);
+        unused.visit.since_ms = unused.visit.dry_since_ms;
+        assert_eq!(decided(&queues, &[unused], 3_000), swap(&["a"]));
     }
 
     #[test]

@@ -24,7 +24,7 @@ fn returning() -> NewJob {
 }
 
 async fn aside(store: &Store, now_ms: i64) -> Vec<(i64, i64)> {
-    let lanes = store.set_aside(now_ms).await.unwrap();
+    let lanes = store.set_aside(now_ms).await.unwrap().lanes;
     lanes.iter().map(|waiting| (waiting.seq, waiting.ready_at_ms)).collect()
 }
 
@@ -53,6 +53,7 @@ async fn one_set_aside_is_no_part_of_the_queue_and_is_claimed_as_what_it_is() {
         assert_eq!(aside(&store, 9_000).await, [(seq, ready_at_ms)]);
     }
     assert_eq!(aside(&store, 8_000).await, []);
+    assert_eq!(store.set_aside(8_000).await.unwrap().next_ready_at_ms, Some(9_000));
 }
 
 /// None waits for ever.
