@@ -21,6 +21,7 @@ use crate::worker::Ticket;
 use super::answer::relayed;
 use super::error::Told;
 use super::plain::Plain;
+use super::queued::refused;
 use super::{Edge, Response, body, pass};
 
 /// The longest an embed waits for the first poll of what is installed; it takes milliseconds.
@@ -106,7 +107,15 @@ async fn ticket(edge: &Edge, request: &peek::Request) -> Option<Ticket> {
 /// place: embeds of what is resident pass meanwhile.
 async fn turn(edge: &Edge, ticket: &Ticket) -> Result<OwnedSemaphorePermit, Told> {
     let serves = |key: &LoadKey| edge.residency.serves(key);
+    let lane = Lane::Embeds(ticket.key().clone());
     loop {
+        let now_ms = edge.clock.now_ms();
+        // Sent to Ollama, each embed would have it try that load again, and make room for it.
+        if !serves(ticket.key())
+            && let Some(refusal) = edge.worker.refusal(&lane, &edge.inventory, now_ms)
+        {
+            return Err(refused(&refusal));
+        }
         if let Some(turn) = ticket.wait(serves) {
             let _waiting = Waiting::begin(&edge.embeds_waiting).ok_or_else(full)?;
             edge.worker.wake();
@@ -120,7 +129,7 @@ async fn turn(edge: &Edge, ticket: &Ticket) -> Result<OwnedSemaphorePermit, Told
         let place = place(edge).await?;
         if ticket.begin(serves) {
             // What embeds use is not idle.
-            edge.residency.touch(ticket.model(), edge.clock.now_ms());
+            edge.residency.touch(&ticket.key().model, edge.clock.now_ms());
             return Ok(place);
         }
     }

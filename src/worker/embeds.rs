@@ -71,7 +71,7 @@ enum State {
 pub struct Ticket {
     embeds: Embeds,
     id: u64,
-    model: ModelName,
+    key: LoadKey,
 }
 
 /// Holds the embeds of some models while it lives.
@@ -94,9 +94,9 @@ impl Embeds {
             inner.first.insert(key.clone(), inner.last_id);
             self.mind.embeds_began(inner.last_id, &key.model, since_ms);
         }
-        let (id, model) = (inner.last_id, key.model.clone());
+        let (id, wanted) = (inner.last_id, key.clone());
         inner.requests.insert(id, Request { lane, key, since_ms, state: State::Released });
-        Ticket { embeds: self.clone(), id, model }
+        Ticket { embeds: self.clone(), id, key: wanted }
     }
 
     /// Whether any embed waits for its model.
@@ -236,9 +236,9 @@ impl Request {
 }
 
 impl Ticket {
-    /// The model it is for.
-    pub fn model(&self) -> &ModelName {
-        &self.model
+    /// What must be resident for it.
+    pub fn key(&self) -> &LoadKey {
+        &self.key
     }
 
     /// `None` if the embed may go as soon as it has a place; else it waits for its turn, and this ends when it is to ask

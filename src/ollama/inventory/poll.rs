@@ -39,7 +39,7 @@ async fn show_all(
 }
 
 impl Poller {
-    /// Answers questions until every [`Inventory`] is gone.
+    /// Answers questions until every [`Inventory`](super::Inventory) is gone.
     pub async fn run(self, ollama: Ollama) {
         let Poller { known, asked, questions } = self;
         tokio::join!(poll(&known, asked, &ollama), show(&known, questions, &ollama));

@@ -111,6 +111,33 @@ async fn an_embedder_that_never_loads_cools_down() {
     assert_eq!((counts.unloads, counts.loads, counts.evictions), (1, 2, 0), "{counts:?}");
 }
 
+/// While an embedder is known not to load, its embeds are told why and when it is tried again, and Ollama hears of none: with
+/// one slot each would push the chat model out.
+#[tokio::test]
+async fn embeds_of_an_embedder_that_does_not_load_push_nothing_out() {
+    let stub = Stub::start(stub_config(&["a"])).await;
+    let foreman = Foreman::start(&stub).await.up().await;
+    let broken = Action::FailLoad("unable to load model".to_owned());
+    stub.faults(Fault::new(broken).model("embed").forever());
+    let ask = || async {
+        post(foreman.addr, "/api/embed", &json!({ "model": "embed", "input": "x" })).await
+    };
+    assert_eq!(ask().await.status, 500);
+    serve(foreman.addr, "a", "x").await;
+    let before = (stub.counts().unloads, stub.log().len());
+    for _ in 0..5 {
+        let answer = ask().await;
+        assert_eq!(answer.status, 500);
+        assert!(answer.text().contains("unable to load model"), "{}", answer.text());
+        assert!(answer.header("retry-after").is_some());
+    }
+    let embeds = stub.log().split_off(before.1);
+    let embeds: Vec<_> = embeds.iter().filter(|entry| entry.path == "/api/embed").collect();
+    assert!(embeds.is_empty(), "{embeds:?}");
+    assert_eq!(stub.counts().unloads, before.0);
+    assert!(stub.snapshot().is_resident("a:latest"));
+}
+
 /// Embeds that wait for a load take no places: what is resident is embedded meanwhile.
 #[tokio::test]
 async fn embeds_that_wait_for_a_load_hold_up_no_others() {
