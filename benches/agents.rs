@@ -33,7 +33,7 @@ use tokio::sync::mpsc;
 const ROUNDS: usize = 3;
 
 /// What each program asks for.
-const STEPS: usize = 34;
+const STEPS: usize = 20;
 
 /// A load takes as long as some answers, as with a real Ollama; everything is twenty times faster.
 const LOAD: Duration = Duration::from_millis(400);

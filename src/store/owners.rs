@@ -11,7 +11,7 @@ use crate::domain::job::JobId;
 
 use super::Store;
 use super::error::StoreError;
-use super::rows;
+use super::{rows, set_aside};
 
 /// How many jobs an owner may have.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -93,18 +93,22 @@ impl Capped {
     }
 }
 
-/// Owner and client of each job in flight.
+/// Owner and client of each job in flight. One that nobody waits for makes room, and takes no place of its owner's.
 pub(super) const IN_FLIGHT: &str = "SELECT owner, client FROM job INDEXED BY job_live
-    WHERE state IN ('loading','working') AND owner <> ''";
+    WHERE state IN ('loading','working') AND owner <> '' AND NOT (is_set_aside = 1 AND not_before_ms <> 0)";
 
-/// How many jobs of `owner` wait, if that is as many as may.
+/// How many jobs of `owner` wait, if that is as many as may. Those set aside keep no new ones out.
 pub(super) fn full(tx: &Connection, owner: &str, caps: &Caps) -> Result<Option<u64>, StoreError> {
     let Some(queued_max) = caps.get(owner).and_then(|cap| cap.queued_max) else { return Ok(None) };
     let jobs: Option<i64> = tx
         .prepare_cached("SELECT jobs FROM owned WHERE owner = ?1")?
         .query_row([owner], |row| row.get(0))
         .optional()?;
-    Ok(jobs.map(rows::count).filter(|jobs| *jobs >= queued_max))
+    let Some(jobs) = jobs.map(rows::count).filter(|jobs| *jobs >= queued_max) else {
+        return Ok(None);
+    };
+    let jobs = jobs.saturating_sub(set_aside::count_of(tx, owner)?);
+    Ok((jobs >= queued_max).then_some(jobs))
 }
 
 /// The owner of a job; empty where it is nobody's.

@@ -20,7 +20,8 @@ use super::{Durability, Store, life};
 pub(super) const ASIDE_MS: i64 = 6 * 60 * 60 * 1_000;
 
 /// Sets the waiting jobs aside that nobody waits for, as far as their time is not over.
-const SET_ASIDE: &str = "UPDATE job SET is_set_aside = 1, ready_at_ms = MIN(ready_at_ms, ?1),
+const SET_ASIDE: &str =
+    "UPDATE job SET is_set_aside = 1, class = 'batch', ready_at_ms = MIN(ready_at_ms, ?1),
         not_before_ms = MIN(ready_at_ms, ?1) + ?2, run_at_ms = MIN(ready_at_ms, ?1) + ?2
     WHERE state = 'queued' AND is_lost = 1 AND is_set_aside = 0 AND MIN(ready_at_ms, ?1) + ?2 > ?1";
 
@@ -96,6 +97,13 @@ pub(super) fn count(tx: &Connection) -> Result<u64, StoreError> {
     const COUNT: &str = "SELECT COUNT(*) FROM job INDEXED BY job_set_aside
         WHERE state = 'queued' AND is_set_aside = 1 AND not_before_ms <> 0";
     Ok(rows::count(tx.prepare_cached(COUNT)?.query_row([], |row| row.get(0))?))
+}
+
+/// How many of them are of one owner.
+pub(super) fn count_of(tx: &Connection, owner: &str) -> Result<u64, StoreError> {
+    const COUNT: &str = "SELECT COUNT(*) FROM job INDEXED BY job_set_aside
+        WHERE state = 'queued' AND is_set_aside = 1 AND not_before_ms <> 0 AND owner = ?1";
+    Ok(rows::count(tx.prepare_cached(COUNT)?.query_row([owner], |row| row.get(0))?))
 }
 
 fn clients(capped: &Option<Capped>) -> &str {

@@ -151,7 +151,8 @@ impl Hands {
                 let text = reply.error_text();
                 tracing::warn!(model.name = %name, upstream.status = reply.status, upstream.error = %brief(&text),
                     "the embedding model could not be warmed");
-                if reply.status < 500 {
+                // A gateway's error, or a full queue, says nothing about the model.
+                if reply.status < 500 || matches!(reply.status, 502..=504) {
                     return Loaded::Unknown;
                 }
                 Loaded::No(LoadError { failure: LoadFailure::Refused, status: reply.status, text })

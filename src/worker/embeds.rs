@@ -43,6 +43,8 @@ struct Inner {
     held: Vec<ModelName>,
     /// The first embed that came on a key, while any is there.
     first: BTreeMap<LoadKey, u64>,
+    /// When the last embed ended.
+    last_ended_ms: i64,
     /// Whether the worker waits for embeds to end.
     is_watched: bool,
     /// The worker has stopped: nobody loads anything any more.
@@ -102,6 +104,16 @@ impl Embeds {
     /// Whether any embed waits for its model.
     pub(super) fn are_waiting(&self) -> bool {
         self.lock().requests.values().any(Request::is_waiting)
+    }
+
+    /// When the last embed ended, in milliseconds since 1970; 0 if none has.
+    pub(super) fn last_ended_ms(&self) -> i64 {
+        self.lock().last_ended_ms
+    }
+
+    /// Whether an embed waits for another key than this one.
+    pub(super) fn wait_for_another(&self, key: &LoadKey) -> bool {
+        self.lock().requests.values().any(|request| request.is_waiting() && request.key != *key)
     }
 
     /// Whether an embed waits for this key.
@@ -289,6 +301,9 @@ impl Drop for Ticket {
         let now_ms = embeds.clock.now_ms();
         let inner = &mut *embeds.lock();
         let Some(request) = inner.requests.remove(&self.id) else { return };
+        if matches!(request.state, State::Running) {
+            inner.last_ended_ms = now_ms;
+        }
         let is_last = inner.requests.values().all(|other| other.key != request.key);
         let number = if is_last { inner.first.remove(&request.key) } else { None };
         match (&request.lane, &request.state) {

@@ -81,11 +81,6 @@ impl Mind {
         (blocked.until_ms > now_ms).then_some(blocked)
     }
 
-    /// Whether a key may not be loaded yet.
-    pub(super) fn cools_down(&self, key: &LoadKey, models: &dyn Models, now_ms: i64) -> bool {
-        self.blocked(key, models, i64::MAX, now_ms).is_some()
-    }
-
     /// Somebody beside foreman pushed a key out.
     pub(super) fn pushed_out(&self, key: &LoadKey, models: &dyn Models, since_ms: i64) {
         let (text, size_bytes) = (key.to_string(), models.size_bytes(&key.model));

@@ -50,13 +50,13 @@ impl Worker {
     }
 
     /// Lets those embeds go on that need not wait any more.
-    fn let_embeds_pass(&self) {
+    pub(super) fn let_embeds_pass(&self) {
         let hands = &self.hands;
         let (embeds, residency) = (hands.handle.embeds(), &hands.tools.residency);
         embeds.release(|key| residency.serves(key));
-        // Nothing makes room for what does not load anyway.
-        let installed = Installed(&hands.tools.inventory);
-        embeds.let_through(|key| hands.handle.mind().cools_down(key, &installed, hands.now_ms()));
+        // Those of a key that does not load are told so.
+        let (mind, installed) = (hands.handle.mind(), Installed(&hands.tools.inventory));
+        embeds.let_through(|key| mind.refusing(key, &installed, hands.now_ms()).is_some());
     }
 
     /// Whether an embed waits for its model since ps was last asked: somebody else may have loaded it.

@@ -124,6 +124,7 @@ impl Worker {
         let has_chores = !is_border && !self.chores.is_empty();
         let is_busy = is_full && !embeds.are_waiting() && !self.in_flight.has_unattended();
         if has_chores || is_busy {
+            self.let_embeds_pass();
             // Whoever asked for a chore waits, too.
             return Ok(self.interrupt_unattended());
         }
@@ -170,9 +171,7 @@ impl Worker {
         if tasks.is_draining() {
             return Ok(Turn::Acted);
         }
-        if !board.queues.is_empty() || !board.in_flight.is_empty() {
-            self.quiet_since_ms = board.now_ms;
-        }
+        self.note_use(&board);
         if let Some(turn) = self.yield_to(&decision) {
             return Ok(turn);
         }

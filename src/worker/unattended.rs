@@ -3,7 +3,7 @@
 
 use crate::domain::job::Event;
 use crate::domain::model::LoadKey;
-use crate::domain::schedule::{Decision, Lane, decide_unattended};
+use crate::domain::schedule::{Board, Decision, Lane, decide_unattended};
 use crate::store::{Claim, StoreError};
 
 use super::mind::Installed;
@@ -29,6 +29,18 @@ impl Hands {
 }
 
 impl Worker {
+    /// Notes whether people use the GPU. A job that waits for a key that does not load uses nothing; an embed that went straight
+    /// through did.
+    pub(super) fn note_use(&mut self, board: &Board) {
+        let now_ms = board.now_ms;
+        let may_run = board.queues.iter().any(|queue| queue.barred_until_ms <= now_ms);
+        if may_run || !board.in_flight.is_empty() {
+            self.quiet_since_ms = now_ms;
+        }
+        let embed_ended_ms = self.hands.handle.embeds().last_ended_ms().min(now_ms);
+        self.quiet_since_ms = self.quiet_since_ms.max(embed_ended_ms);
+    }
+
     /// Has jobs that nobody waits for make room, where somebody waits and has to wait for them. `None` where nothing has to be
     /// made room for.
     pub(super) fn yield_to(&self, decision: &Decision) -> Option<Turn> {

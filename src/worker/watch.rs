@@ -60,10 +60,24 @@ impl Hands {
         key: &LoadKey,
         call: impl Future<Output = T>,
     ) -> Watched<T> {
+        let mut signs = Signs { seen: None, silent: Duration::ZERO, freed: Freed::Nothing };
+        let watched = self.watch_for(key, call, &mut signs).await;
+        // Only now: who waits to have it warm would count as somebody who needs the GPU.
+        if signs.freed == Freed::Everything && self.embedder().as_ref() != Some(&key.model) {
+            self.warm_again();
+        }
+        watched
+    }
+
+    async fn watch_for<T>(
+        &self,
+        key: &LoadKey,
+        call: impl Future<Output = T>,
+        signs: &mut Signs,
+    ) -> Watched<T> {
         tokio::pin!(call);
         let limit = self.load_limit(key);
         let pause = (limit / LOOKS_PER_LIMIT).clamp(LOOK_PAUSE_MIN, LOOK_PAUSE_MAX).min(limit);
-        let mut signs = Signs { seen: None, silent: Duration::ZERO, freed: Freed::Nothing };
         loop {
             tokio::select! {
                 outcome = &mut call => return Watched::Ended(outcome, signs.freed),
@@ -73,7 +87,7 @@ impl Hands {
                 outcome = &mut call => return Watched::Ended(outcome, signs.freed),
                 looked = self.in_memory() => signs.take(looked),
             }
-            if self.is_stuck(key, limit, &mut signs).await {
+            if self.is_stuck(key, limit, signs).await {
                 return Watched::GivenUp(signs.silent);
             }
         }
@@ -85,9 +99,6 @@ impl Hands {
             Freed::Nothing if signs.silent < limit => return false,
             Freed::Nothing if signs.may_be_blocked() => {
                 self.unwedge(&key.to_string()).await;
-                if self.embedder().as_ref() != Some(&key.model) {
-                    self.warm_again();
-                }
                 *signs = Signs { seen: None, silent: Duration::ZERO, freed: Freed::Everything };
                 return false;
             }
@@ -107,12 +118,16 @@ impl Hands {
 
     /// Whether anybody waits for the GPU but for this key. A store that cannot answer is no reason to give a load up.
     async fn do_others_wait(&self, key: &LoadKey) -> bool {
-        if self.handle.has_chores() {
+        if self.handle.has_chores() || self.handle.embeds().wait_for_another(key) {
             return true;
         }
-        let lanes = self.tools.store.waiting_lanes(self.now_ms()).await.unwrap_or_default();
+        let now_ms = self.now_ms();
+        let lanes = self.tools.store.waiting_lanes(now_ms).await.unwrap_or_default();
+        let barred = self.handle.mind().barred(&Installed(&self.tools.inventory), now_ms);
         let own = key.to_string();
-        lanes.iter().any(|waiting| waiting.head.is_some() && waiting.lane != own)
+        lanes.iter().any(|waiting| {
+            waiting.head.is_some() && waiting.lane != own && !barred.contains(&waiting.lane)
+        })
     }
 
     async fn in_memory(&self) -> Result<Vec<String>, SendError> {

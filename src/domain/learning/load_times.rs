@@ -51,10 +51,11 @@ impl LoadTimes {
         }
     }
 
-    /// What a load of the key is expected to take: the median of its last loads, else its size over the speed of other
-    /// loads, else [`UNMEASURED_MS`].
+    /// What a load of the key is expected to take: the median of its last loads, else of those of its model with other options,
+    /// else its size over the speed of other loads, else [`UNMEASURED_MS`].
     pub fn expected_ms(&self, key: &str, size_bytes: Option<i64>) -> i64 {
-        if let Some(median) = self.by_key.get(key).and_then(|times| median(times)) {
+        let own = self.by_key.get(key).or_else(|| self.of_model(key));
+        if let Some(median) = own.and_then(|times| median(times)) {
             return median;
         }
         let speed = median(&self.bytes_per_ms);
@@ -62,6 +63,16 @@ impl LoadTimes {
             (Some(bytes), Some(speed)) if bytes > 0 => (bytes / speed.max(1)).max(1),
             _ => UNMEASURED_MS,
         }
+    }
+
+    /// Load times of the model of a key, with whatever options.
+    fn of_model(&self, key: &str) -> Option<&Vec<i64>> {
+        let model = model_of(key);
+        let near = self.by_key.range(model.to_owned()..);
+        let (_, times) = near
+            .take_while(|(other, _)| other.starts_with(model))
+            .find(|(other, _)| model_of(other) == model)?;
+        Some(times)
     }
 
     /// How long a load of the key may take before it counts as stuck, by its size and by what was measured; 0 if nothing is
@@ -74,6 +85,11 @@ impl LoadTimes {
         let measured_ms = longest.map_or(0, |longest| *longest).max(by_speed_ms);
         measured_ms.saturating_mul(SLOWER_MAX).max(size_bytes / SLOWEST_BYTES_PER_MS)
     }
+}
+
+/// The model in the text of a key; its options follow after a space.
+fn model_of(key: &str) -> &str {
+    key.split(' ').next().unwrap_or(key)
 }
 
 /// The middle one, the upper of two.
@@ -103,6 +119,17 @@ mod tests {
         times.measured("a", 300_000, Some(3_000_000_000));
         assert_eq!(times.patience_ms("a", None), 4 * 300_000, "by its own loads");
         assert_eq!(times.patience_ms("b", Some(6_000_000_000)), 4 * 600_000, "by the disk's speed");
+    }
+
+    /// A key that was never loaded stayed for eight times ten seconds, though its model loads in one.
+    #[test]
+    fn other_options_of_a_model_load_as_it_does() {
+        let mut times = LoadTimes::default();
+        times.measured("a:latest num_ctx=8", 1_000, None);
+        times.measured("a:latest2", 9_000, None);
+        assert_eq!(times.expected_ms("a:latest", None), 1_000);
+        assert_eq!(times.expected_ms("a:latest num_ctx=9", None), 1_000);
+        assert_eq!(times.expected_ms("a", None), UNMEASURED_MS);
     }
 
     #[test]

@@ -33,10 +33,10 @@ pub fn decide_unattended(board: &Board, quiet_since_ms: i64) -> Decision {
                 let lane = queue.lane.clone();
                 return Decision::Run { lane, class: Class::Batch, reason: Reason::Unattended };
             }
-            Some((key, Fit::Probable)) => {
+            Some((key, Fit::Probable)) if queue.barred_until_ms <= board.now_ms => {
                 return load(&key, Class::Batch, Vec::new(), Reason::Confirm);
             }
-            Some((_, Fit::Absent)) | None => (),
+            Some((_, Fit::Probable | Fit::Absent)) | None => (),
         }
     }
     let mut until_ms: Option<i64> = None;
@@ -146,6 +146,17 @@ mod tests {
         let mut unused = resident("a", 3_000);
         unused.visit.since_ms = unused.visit.dry_since_ms;
         assert_eq!(decided(&queues, &[unused], 3_000), swap(&["a"]));
+    }
+
+    /// Each set-aside job of a key whose confirmation failed was charged all its attempts within milliseconds.
+    #[test]
+    fn a_key_that_does_not_load_is_not_confirmed_either() {
+        let mut barred = queue("a", 1, &[]);
+        barred.barred_until_ms = NOW_MS + 5_000;
+        let mut unknown = resident("a", 8_000);
+        unknown.key = None;
+        let until_ms = Some(NOW_MS + 5_000);
+        assert_eq!(decided(&[barred], &[unknown], 8_000), Decision::Idle { until_ms });
     }
 
     #[test]

@@ -92,6 +92,10 @@ impl Residency {
             match inner.entries.iter_mut().find(|entry| is_it(entry)) {
                 Some(entry) => {
                     entry.resident.is_embedder = embedder;
+                    if embedder {
+                        // Names that share its runner may have been learned since. No job waits under an embedder's name.
+                        entry.resident.model = model.model.clone();
+                    }
                     forget_options_that_differ(entry, model);
                 }
                 None => {

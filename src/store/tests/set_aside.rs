@@ -88,3 +88,34 @@ async fn who_comes_back_is_next_but_for_those_that_were_there_before() {
     let taken = claim(&store, LANE, 4_000).await;
     assert_eq!((taken.seq, taken.is_unattended), (seq, false));
 }
+
+/// A named key at its caps waited for its own dead jobs: they filled its part of the queue, and one that ran its only place.
+#[tokio::test]
+async fn those_set_aside_take_no_place_of_their_owner() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.db");
+    let cap = Cap { queued_max: Some(1), in_flight_max: Some(1) };
+    let caps = Caps::from([("alice".to_owned(), cap)]);
+    let of_alice = |attach_key: Option<Hash>, lane: &str| {
+        let extras = Extras { owner: "alice".to_owned(), attach_key, ..Extras::default() };
+        NewJob { client: "alice".to_owned(), extras, ..job(lane) }
+    };
+    let (store, _) = Store::open(&path, 0).unwrap();
+    store.keep_caps(caps.clone());
+    admit(&store, of_alice(Some(KEY), LANE), 1_000).await;
+    store.close().await;
+    drop(store);
+    let (store, _) = Store::open(&path, 2_000).unwrap();
+    store.keep_caps(caps);
+    assert_eq!(store.set_lost_aside(2_000).await.unwrap(), 1);
+    let admitted = store.admit(of_alice(None, "b:latest"), LIMITS, 3_000).await.unwrap();
+    assert!(matches!(admitted, Admission::Admitted { .. }), "{admitted:?}");
+    let taken = store.claim_set_aside(LANE.to_owned(), Event::ClaimToWork, 3_000).await.unwrap();
+    assert!(taken.unwrap().is_unattended);
+    let lanes = store.waiting_lanes(4_000).await.unwrap();
+    assert!(lanes[0].head.is_some(), "{lanes:?}");
+    // Its caller is back: now it is a job like any other, and the only one that may run.
+    store.admit(of_alice(Some(KEY), LANE), LIMITS, 4_000).await.unwrap();
+    let lanes = store.waiting_lanes(4_000).await.unwrap();
+    assert!(lanes.iter().all(|lane| lane.head.is_none()), "{lanes:?}");
+}
