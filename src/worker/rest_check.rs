@@ -22,6 +22,7 @@ const LOOK_PAUSE: Duration = Duration::from_millis(500);
 const FOUND_MAX: u32 = 8;
 
 /// A rest of the worker.
+#[cfg_attr(not(debug_assertions), expect(dead_code, reason = "only debug builds look"))]
 pub(super) struct RestCheck {
     pub(super) hands: Hands,
     /// The lanes of the jobs in flight that somebody waits for.
@@ -53,7 +54,6 @@ impl RestCheck {
     /// Never returns.
     #[cfg(not(debug_assertions))]
     pub(super) async fn lost_wake_up(self) {
-        let RestCheck { hands: _, in_flight: _, quiet_since_ms: _, awaited: _ } = self;
         std::future::pending().await
     }
 
