@@ -128,10 +128,10 @@ async fn other_options_of_the_model_load() {
     let foreman = Foreman::start(&stub).await.up().await;
     stub.faults(no_memory());
     let mut large = chat_unstreamed("a", "x");
-    large["options"] = json!({ "num_ctx": 131_072 });
+    large["options"] = json!({ "num_ctx": 16_384 });
     let answer = post(foreman.addr, "/api/chat", &large).await;
     assert!(
-        answer.status == 500 && error_text(&answer).contains("num_ctx=131072"),
+        answer.status == 500 && error_text(&answer).contains("num_ctx=16384"),
         "{}",
         answer.text()
     );
