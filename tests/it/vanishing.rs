@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::process::Command;
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use stub_ollama::{Stub, StubConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
@@ -38,12 +38,15 @@ async fn jobs_of_clients_whose_host_vanishes_are_cancelled() {
         raw.waiting_interval = Some("1s".to_owned());
     };
     let foreman = Foreman::start_with(&stub, tweak).await.up().await;
-    let mut long = chat("a", "reads");
-    long["options"] = json!({ "num_predict": 100_000 });
-    let mut reading = asked(foreman.addr, &long.to_string()).await;
+    // Each would run for hours: one that begins before its client is missed is cancelled, too.
+    let long = |mut body: Value| {
+        body["options"] = json!({ "num_predict": 100_000 });
+        body.to_string()
+    };
+    let mut reading = asked(foreman.addr, &long(chat("a", "reads"))).await;
     hears(&mut reading).await;
-    let silent = asked(foreman.addr, &chat_unstreamed("a", "waits in silence").to_string()).await;
-    let mut waiting = asked(foreman.addr, &chat("a", "waits with bytes").to_string()).await;
+    let silent = asked(foreman.addr, &long(chat_unstreamed("a", "waits in silence"))).await;
+    let mut waiting = asked(foreman.addr, &long(chat("a", "waits with bytes"))).await;
     hears(&mut waiting).await;
     foreman.wait_for_depth(2).await;
     ip(&["addr", "del", &format!("{CLIENTS}/32"), "dev", "lo"]);
@@ -54,7 +57,7 @@ async fn jobs_of_clients_whose_host_vanishes_are_cancelled() {
     };
     let noticed = tokio::time::timeout(NOTICED_WITHIN, cancelled).await;
     assert!(noticed.is_ok(), "{:#}", foreman.status().await);
-    assert_eq!(stub.counts().client_gone, 1, "the generation was stopped");
+    assert!(stub.counts().client_gone >= 1, "the generation was stopped");
     drop((reading, silent, waiting));
 }
 
