@@ -26,7 +26,7 @@ pub enum Reason {
     /// The same, and of those that wait, this key's queue is of a higher class or longer than that of the key due first,
     /// which can still be served in time.
     Longest,
-    /// The key fits beside what is resident, or is tried beside it for the first time.
+    /// The key fits beside what is resident, as was learned.
     Beside,
     /// The model is resident, but with options foreman does not know: its load is repeated, cheap if equal.
     Confirm,
@@ -83,7 +83,7 @@ impl fmt::Display for Reason {
             Reason::First => "no model was resident",
             Reason::Dry => "nothing was left for the resident model",
             Reason::Longest => "most wait for it, and nobody becomes late by that",
-            Reason::Beside => "its model fits beside what is resident, or is tried beside it",
+            Reason::Beside => "its model fits beside what is resident",
             Reason::Confirm => {
                 "its model is resident, perhaps with other options, so its load is repeated"
             }

@@ -86,7 +86,7 @@ async fn agents_that_keep_their_connections_share_the_gpu_with_few_loads() {
     is_worth_it(&ONE_EACH, Manner::KeepsConnection).await;
 }
 
-/// Three agents whose conversations grow, each step over a new connection: told by what they say.
+/// Three agents whose conversations grow, each step over a new connection.
 #[tokio::test]
 async fn agents_whose_conversations_grow_share_the_gpu_with_few_loads() {
     is_worth_it(&ONE_EACH, Manner::GrowsConversation).await;
